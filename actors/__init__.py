@@ -1,0 +1,1 @@
+"""State: profiles, engine, shards. Plain classes and kernels; only *_actor.py imports ray."""

@@ -1,0 +1,1 @@
+"""What predicts the next action. `interface.py` is the place that an engine fills."""

@@ -1,0 +1,1 @@
+"""Who owns what, and how to reach it. Pure: imports neither ray nor sockets."""

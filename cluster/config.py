@@ -1,0 +1,141 @@
+"""All settings: frozen, complete, read once. Defaults < file < environment < flags.
+
+The file is TOML with the names below; the environment has them as ONEHOP_NAME. An unknown
+name raises ConfigError, so that a misspelt setting can't be ignored in silence.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from cluster.errors import ConfigError
+
+ENV_PREFIX = "ONEHOP_"
+
+Positive = Annotated[int, Meta(ge=1)]
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Seconds = Annotated[float, Meta(gt=0)]
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Every setting of onehop. Sizes are bytes, times are seconds, unless the name says otherwise."""
+
+    # Where it listens.
+    host: str = "127.0.0.1"
+    port: Port = 8000
+    shard_host: str = "127.0.0.1"
+    """Address that shards bind and publish; set it to the node's address in a fleet."""
+    address: str = ""
+    """Ray cluster to join; empty starts one on this machine."""
+    data_dir: str = "~/.onehop"
+    keys_file: str = ""
+    """Keys of all tenants; empty means `data_dir`/keys.json."""
+
+    # Size.
+    shards: Annotated[int, Meta(ge=1, le=1024)] = 2
+    gateways: Annotated[int, Meta(ge=1, le=256)] = 1
+    shard_cpus: Annotated[float, Meta(gt=0)] = 0.5
+    """CPU that a shard claims from Ray; above 0, or the autoscaler takes its node for idle."""
+    profiles_max: Annotated[int, Meta(ge=1024, le=1 << 30)] = 16_000_000
+    """Profiles that one shard may hold."""
+    profile_bytes_max: Annotated[int, Meta(ge=1 << 20)] = 8 << 30
+    """Memory that one shard's variable-size profile parts may take."""
+    ring_events_max: Annotated[int, Meta(ge=1, le=200)] = 50
+    """Last events kept per person."""
+    items_max: Annotated[int, Meta(ge=1, le=(1 << 24) - 1)] = 4_000_000
+    tenants_max: Positive = 64
+
+    # What is remembered for how long.
+    session_gap_s: Positive = 1800
+    fast_half_life_s: Seconds = 3600.0
+    slow_half_life_s: Seconds = 14 * 86400.0
+    dedupe_window_s: Positive = 86400
+    dedupe_bytes_max: Annotated[int, Meta(ge=1 << 16)] = 256 << 20
+    decisions_bytes_max: Annotated[int, Meta(ge=1 << 16)] = 128 << 20
+    event_future_s: Positive = 3600
+    """How far in the future an event's timestamp may lie."""
+
+    # Bounds of waiting.
+    request_timeout_s: Seconds = 5.0
+    inflight_max: Positive = 4096
+    """Requests that a router holds open per shard; more answers 429."""
+    map_wait_s: Seconds = 10.0
+    """How long a request waits for a dead shard's successor."""
+
+    # Who may call.
+    loopback_without_key: bool = True
+    """Serve requests without a key if, and only if, the host is loopback."""
+
+    demo: bool = False
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @property
+    def data_path(self) -> Path:
+        return Path(self.data_dir).expanduser()
+
+    @property
+    def keys_path(self) -> Path:
+        return Path(self.keys_file).expanduser() if self.keys_file else self.data_path / "keys.json"
+
+    @property
+    def loopback(self) -> bool:
+        """Whether `host` can only be reached from this machine."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+NAMES = tuple(field.name for field in msgspec.structs.fields(Config))
+
+
+def load(
+    file: str | os.PathLike[str] | None = None,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+) -> Config:
+    """The configuration from file, environment and flags; flags that are None are not set.
+
+    Raises ConfigError naming the source, the setting, the value seen and the value wanted.
+
+    >>> load(environment={"ONEHOP_SHARDS": "4"}, flags={"port": 9000}).shards
+    4
+    """
+    values: dict[str, Any] = {}
+    if file is not None:
+        try:
+            from_file = tomllib.loads(Path(file).expanduser().read_text())
+        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"settings file {os.fspath(file)}: {error}") from None
+        values |= _checked(from_file, f"settings file {os.fspath(file)}")
+    from_environment = {
+        name.removeprefix(ENV_PREFIX).lower(): text
+        for name, text in (environment or {}).items()
+        if name.startswith(ENV_PREFIX)
+    }
+    values |= _checked(from_environment, "environment")
+    values |= _checked({k: v for k, v in (flags or {}).items() if v is not None}, "flags")
+    return msgspec.convert(values, Config, strict=False)
+
+
+def _checked(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """`values`, if every name is a setting and every value fits. Raises ConfigError."""
+    for name, value in values.items():
+        if name not in NAMES:
+            raise ConfigError(f"{source}: unknown setting {name!r}, wanted one of {', '.join(NAMES)}")
+        try:
+            msgspec.convert({name: value}, Config, strict=False)
+        except msgspec.ValidationError as error:
+            wanted = str(error).partition(" - at")[0]
+            raise ConfigError(f"{source}: {name}: {wanted}, got {value!r}") from None
+    return dict(values)

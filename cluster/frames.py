@@ -1,0 +1,178 @@
+"""The hop's protocol as data: frames in, frames out, no I/O.
+
+A frame is a 12-byte header, `meta` and `body`:
+
+    length u32   bytes after the header: meta + body
+    request u32  multiplexing id, chosen by the client; the reply carries the same
+    op u8        what is asked (see Op)
+    meta u8      bytes of meta
+    status u16   0 in a request, an HTTP status in a reply
+
+`meta` names the caller a gateway speaks for (role and tenant, "s:default"). Only a peer that
+proved to hold the cluster secret may send it; for all others the key of the hello decides.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from enum import IntEnum
+from hashlib import sha256
+from struct import Struct
+
+import msgspec
+
+from cluster.errors import AuthError, FrameError
+
+VERSION = 1
+HEADER = Struct("<IIBBH")
+HEADER_BYTES = HEADER.size
+FRAME_BYTES_MAX = (1 << 20) + (64 << 10)
+NONCE_BYTES = 32
+
+
+class Op(IntEnum):
+    """What a frame asks. Numbers are wire format: never reuse one."""
+
+    REPLY = 0
+    CHALLENGE = 1
+    HELLO = 2
+    WELCOME = 3
+    DECIDE = 16
+    TRACK = 17
+    IDENTIFY = 18
+    PAGE = 19
+    PROFILE_GET = 32
+    PROFILE_DELETE = 33
+    DECISION_GET = 34
+    ITEM_GET = 35
+    STATS = 48
+
+
+OPS = frozenset(int(op) for op in Op)
+
+# (request id, op, status, meta, body)
+Frame = tuple[int, int, int, bytes, bytes]
+
+
+def encode_frame(request: int, op: int, body: bytes, meta: bytes = b"", status: int = 0) -> bytes:
+    """One frame as bytes. Raises FrameError if it is larger than FRAME_BYTES_MAX."""
+    length = len(meta) + len(body)
+    if length > FRAME_BYTES_MAX:
+        raise FrameError(f"frame must be <= {FRAME_BYTES_MAX} bytes, got {length}")
+    return b"%b%b%b" % (HEADER.pack(length, request, op, len(meta), status), meta, body)
+
+
+class FrameDecoder:
+    """Cuts a byte stream into frames. Feed it what arrives; it keeps the incomplete rest.
+
+    >>> FrameDecoder().feed(encode_frame(7, Op.DECIDE, b"{}", b"s:t"))
+    [(7, 16, 0, b's:t', b'{}')]
+    """
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[Frame]:
+        """Complete frames in order of arrival.
+
+        Raises FrameError on an unknown op, an oversized length or meta longer than the frame;
+        the stream can't be read any further then.
+        """
+        buffer = self._rest + data if self._rest else data
+        frames: list[Frame] = []
+        at, size = 0, len(buffer)
+        while size - at >= HEADER_BYTES:
+            length, request, op, meta_bytes, status = HEADER.unpack_from(buffer, at)
+            if length > FRAME_BYTES_MAX:
+                raise FrameError(f"frame must be <= {FRAME_BYTES_MAX} bytes, got {length}")
+            if op not in OPS:
+                raise FrameError(f"unknown op {op}")
+            if meta_bytes > length:
+                raise FrameError(f"meta must be <= frame length {length}, got {meta_bytes}")
+            stop = at + HEADER_BYTES + length
+            if stop > size:
+                break
+            body_at = at + HEADER_BYTES + meta_bytes
+            frames.append(
+                (request, op, status, buffer[at + HEADER_BYTES : body_at], buffer[body_at:stop])
+            )
+            at = stop
+        self._rest = buffer[at:] if at else buffer
+        return frames
+
+
+class Hello(msgspec.Struct, frozen=True):
+    """A client's answer to the challenge. `principal` is "gateway" or a key's id."""
+
+    version: int
+    principal: str
+    nonce: bytes
+    proof: bytes
+
+
+def proof(secret: bytes, side: bytes, server_nonce: bytes, client_nonce: bytes) -> bytes:
+    """HMAC-SHA256 that shows possession of `secret` without sending it."""
+    return hmac.new(secret, side + server_nonce + client_nonce, sha256).digest()
+
+
+class ServerHandshake:
+    """Server side: challenge -> hello -> welcome. Refuses by raising AuthError.
+
+    secret_of(principal) returns the secret or None if the principal is unknown.
+    """
+
+    def __init__(self) -> None:
+        self.nonce = secrets.token_bytes(NONCE_BYTES)
+
+    def challenge(self) -> bytes:
+        return encode_frame(0, Op.CHALLENGE, msgspec.msgpack.encode((VERSION, self.nonce)))
+
+    def read_hello(self, body: bytes) -> Hello:
+        """Decode a hello. Raises AuthError if it is malformed or of another version."""
+        try:
+            hello = msgspec.msgpack.decode(body, type=Hello)
+        except (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise AuthError(f"hello is malformed: {error}") from None
+        if hello.version != VERSION:
+            raise AuthError(f"hello version must be {VERSION}, got {hello.version}")
+        if len(hello.nonce) != NONCE_BYTES:
+            raise AuthError(f"hello nonce must be {NONCE_BYTES} bytes, got {len(hello.nonce)}")
+        return hello
+
+    def welcome(self, hello: Hello, secret: bytes | None) -> bytes:
+        """The welcome frame. Raises AuthError if the proof is wrong or the principal unknown."""
+        # A fixed wrong secret keeps an unknown principal as slow as a wrong proof.
+        wanted = proof(secret or bytes(32), b"client", self.nonce, hello.nonce)
+        if not hmac.compare_digest(wanted, hello.proof) or secret is None:
+            raise AuthError(f"hello of {hello.principal!r} is not proven")
+        return encode_frame(0, Op.WELCOME, proof(secret, b"server", self.nonce, hello.nonce))
+
+
+class ClientHandshake:
+    """Client side: answers a challenge, then checks that the server holds the secret too."""
+
+    def __init__(self, principal: str, secret: bytes) -> None:
+        self._principal = principal
+        self._secret = secret
+        self._nonce = secrets.token_bytes(NONCE_BYTES)
+        self._server_nonce = b""
+
+    def hello(self, challenge_body: bytes) -> bytes:
+        """The hello frame. Raises AuthError if the server speaks another version."""
+        try:
+            version, nonce = msgspec.msgpack.decode(challenge_body, type=tuple[int, bytes])
+        except (msgspec.ValidationError, msgspec.DecodeError) as error:
+            raise AuthError(f"challenge is malformed: {error}") from None
+        if version != VERSION:
+            raise AuthError(f"server version must be {VERSION}, got {version}")
+        self._server_nonce = nonce
+        client_proof = proof(self._secret, b"client", nonce, self._nonce)
+        hello = Hello(VERSION, self._principal, self._nonce, client_proof)
+        return encode_frame(0, Op.HELLO, msgspec.msgpack.encode(hello))
+
+    def check_welcome(self, body: bytes) -> None:
+        """Raises AuthError if the server did not prove that it holds the secret."""
+        wanted = proof(self._secret, b"server", self._server_nonce, self._nonce)
+        if not hmac.compare_digest(wanted, body):
+            raise AuthError("the server did not prove that it holds the cluster's secret")

@@ -1,0 +1,1 @@
+"""The edge: gateway, fast lane, router, SDK and command line."""
