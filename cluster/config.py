@@ -19,6 +19,9 @@ from msgspec import Meta
 from cluster.errors import ConfigError
 
 ENV_PREFIX = "ONEHOP_"
+# Names in the environment that are not settings of the cluster: what the command line and the
+# SDK read, and where tests find real data.
+ENV_RESERVED = frozenset({"ONEHOP_CONFIG", "ONEHOP_URL", "ONEHOP_API_KEY", "ONEHOP_DATA"})
 
 Positive = Annotated[int, Meta(ge=1)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
@@ -26,7 +29,7 @@ Seconds = Annotated[float, Meta(gt=0)]
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Every setting of onehop. Sizes are bytes, times are seconds, unless the name says otherwise."""
+    """Every setting of onehop. Sizes are bytes, times seconds, unless the name says otherwise."""
 
     # Where it listens.
     host: str = "127.0.0.1"
@@ -121,7 +124,7 @@ def load(
     from_environment = {
         name.removeprefix(ENV_PREFIX).lower(): text
         for name, text in (environment or {}).items()
-        if name.startswith(ENV_PREFIX)
+        if name.startswith(ENV_PREFIX) and name not in ENV_RESERVED
     }
     values |= _checked(from_environment, "environment")
     values |= _checked({k: v for k, v in (flags or {}).items() if v is not None}, "flags")
@@ -132,7 +135,9 @@ def _checked(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     """`values`, if every name is a setting and every value fits. Raises ConfigError."""
     for name, value in values.items():
         if name not in NAMES:
-            raise ConfigError(f"{source}: unknown setting {name!r}, wanted one of {', '.join(NAMES)}")
+            raise ConfigError(
+                f"{source}: unknown setting {name!r}, wanted one of {', '.join(NAMES)}"
+            )
         try:
             msgspec.convert({name: value}, Config, strict=False)
         except msgspec.ValidationError as error:

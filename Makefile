@@ -1,0 +1,58 @@
+# make run    set up, then start onehop with a demo shop on loopback; Ctrl-C ends it
+# make test   set up, then format check, lint, types, all tests
+
+PYTHON ?= python3
+VENV   := $(CURDIR)/.venv
+BIN    := $(VENV)/bin
+
+# Compiled kernels live with the project: compiled once, used by every process of every run.
+export NUMBA_CACHE_DIR ?= $(CURDIR)/.cache/numba
+export RAY_USAGE_STATS_ENABLED ?= 0
+# No step may wait for an answer on a terminal.
+export PIP_NO_INPUT = 1
+export DEBIAN_FRONTEND = noninteractive
+
+.PHONY: run test setup fmt check lock bench clean
+
+run: setup
+	@exec $(BIN)/onehop up --demo $(ARGS)
+
+test: setup check
+	$(BIN)/python -m pytest $(ARGS)
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+setup: $(VENV)/.installed
+
+# The stamp is written last, so that a broken installation is repeated.
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"onehop needs Python 3.11 or newer, {sys.executable} is {sys.version.split()[0]}; name another with make PYTHON=...")'
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV) || { \
+	    echo "installing python3-venv"; \
+	    apt-get update -q && apt-get install -q -y python3-venv && $(PYTHON) -m venv --clear $(VENV); }
+	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@touch $@
+
+fmt: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# The peers that the benchmarks run beside. Results are written next to each program.
+bench: setup
+	@command -v redis-server wrk >/dev/null || { apt-get update -q && apt-get install -q -y redis-server wrk; }
+	$(BIN)/python -m tests.bench.hop --json tests/bench/hop.json
+	$(BIN)/python -m tests.bench.memory --json tests/bench/memory.json
+	$(BIN)/python -m tests.bench.warm_start --json tests/bench/warm_start.json
+
+# Needs uv. The lock names versions and hashes, and no place to fetch them from.
+lock:
+	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+	    --no-emit-index-url --no-emit-find-links --no-header -o requirements.lock
+
+clean:
+	rm -rf .venv .cache build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
