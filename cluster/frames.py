@@ -28,6 +28,10 @@ VERSION = 1
 HEADER = Struct("<IIBBH")
 HEADER_BYTES = HEADER.size
 FRAME_BYTES_MAX = (1 << 20) + (64 << 10)
+META_BYTES_MAX = 255
+REQUEST_IDS = 1 << 32
+# What a peer may send before it has proven anything.
+HANDSHAKE_BYTES_MAX = 1024
 NONCE_BYTES = 32
 
 
@@ -56,49 +60,66 @@ Frame = tuple[int, int, int, bytes, bytes]
 
 
 def encode_frame(request: int, op: int, body: bytes, meta: bytes = b"", status: int = 0) -> bytes:
-    """One frame as bytes. Raises FrameError if it is larger than FRAME_BYTES_MAX."""
+    """One frame as bytes.
+
+    Raises FrameError if it is larger than FRAME_BYTES_MAX, or its meta than META_BYTES_MAX.
+    """
     length = len(meta) + len(body)
     if length > FRAME_BYTES_MAX:
         raise FrameError(f"frame must be <= {FRAME_BYTES_MAX} bytes, got {length}")
+    if len(meta) > META_BYTES_MAX:
+        raise FrameError(f"meta must be <= {META_BYTES_MAX} bytes, got {len(meta)}")
     return b"%b%b%b" % (HEADER.pack(length, request, op, len(meta), status), meta, body)
 
 
 class FrameDecoder:
     """Cuts a byte stream into frames. Feed it what arrives; it keeps the incomplete rest.
 
+    bytes_max  largest meta + body; may be raised after the handshake
+
     >>> FrameDecoder().feed(encode_frame(7, Op.DECIDE, b"{}", b"s:t"))
     [(7, 16, 0, b's:t', b'{}')]
     """
 
-    def __init__(self) -> None:
-        self._rest = b""
+    def __init__(self, bytes_max: int = FRAME_BYTES_MAX) -> None:
+        self.bytes_max = bytes_max
+        self._rest = bytearray()
+        self._missing = 0
 
     def feed(self, data: bytes) -> list[Frame]:
-        """Complete frames in order of arrival.
+        """Complete frames in order of arrival. O(bytes), however small the pieces are.
 
         Raises FrameError on an unknown op, an oversized length or meta longer than the frame;
         the stream can't be read any further then.
         """
-        buffer = self._rest + data if self._rest else data
+        if self._rest:
+            self._rest += data
+            if len(self._rest) < self._missing:
+                return []
+            data = bytes(self._rest)
+            self._rest.clear()
         frames: list[Frame] = []
-        at, size = 0, len(buffer)
+        at, size, missing = 0, len(data), HEADER_BYTES
         while size - at >= HEADER_BYTES:
-            length, request, op, meta_bytes, status = HEADER.unpack_from(buffer, at)
-            if length > FRAME_BYTES_MAX:
-                raise FrameError(f"frame must be <= {FRAME_BYTES_MAX} bytes, got {length}")
+            length, request, op, meta_bytes, status = HEADER.unpack_from(data, at)
+            if length > self.bytes_max:
+                raise FrameError(f"frame must be <= {self.bytes_max} bytes, got {length}")
             if op not in OPS:
                 raise FrameError(f"unknown op {op}")
             if meta_bytes > length:
                 raise FrameError(f"meta must be <= frame length {length}, got {meta_bytes}")
+            body_at = at + HEADER_BYTES + meta_bytes
             stop = at + HEADER_BYTES + length
             if stop > size:
+                missing = HEADER_BYTES + length
                 break
-            body_at = at + HEADER_BYTES + meta_bytes
             frames.append(
-                (request, op, status, buffer[at + HEADER_BYTES : body_at], buffer[body_at:stop])
+                (request, op, status, data[at + HEADER_BYTES : body_at], data[body_at:stop])
             )
             at = stop
-        self._rest = buffer[at:] if at else buffer
+        if at < size:
+            self._rest += data[at:] if at else data
+            self._missing = missing
         return frames
 
 
