@@ -7,7 +7,7 @@ Item numbers are dense catalogue indices, times are seconds since 1970.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,38 @@ class Ranking(NamedTuple):
     items: NDArray[np.int32]
     scores: NDArray[np.float32]
     probabilities: NDArray[np.float32]
+
+
+class People(Protocol):
+    """What an engine reads of the `ProfileStore`: arrays in the layout of `store_kernels`.
+
+    rows   structured ROW [profiles_max]
+    words  uint32, the arena of the variable parts
+    """
+
+    @property
+    def rows(self) -> NDArray[Any]: ...
+    @property
+    def words(self) -> NDArray[np.uint32]: ...
+
+
+class Items(Protocol):
+    """What an engine reads of the `Catalogue`. Arrays are as long as items_max and never move.
+
+    n              items known; an item's number never changes
+    alive          uint8, 0 for an item that was taken down
+    embeddings     float32 [items_max, d], or None if no item has one
+    attribute_ids  int32 [items_max, 4], -1 where there is none
+    """
+
+    @property
+    def n(self) -> int: ...
+    @property
+    def alive(self) -> NDArray[np.uint8]: ...
+    @property
+    def embeddings(self) -> NDArray[np.float32] | None: ...
+    @property
+    def attribute_ids(self) -> NDArray[np.int32]: ...
 
 
 class Engine(Protocol):
@@ -46,11 +78,14 @@ class Engine(Protocol):
         values: NDArray[np.float32],
         times_s: NDArray[np.uint32],
     ) -> None:
-        """As `learn` for each position in order, *and* puts each event into the person's ring.
+        """As `learn` for each position in order; what it learned counts after `consolidate`.
 
-        The store's `append_batch` and this are one kernel pass, so that transitions see the ring
-        as it was at each event. All arrays [n].
+        All arrays [n]; events of one person stand in order of time. It does not read the rings,
+        so it may come before or after the store's `append_batch`.
         """
+
+    def consolidate(self) -> None:
+        """Build the indexes over all that was learned. Takes time; for after a warm start."""
 
     def rank(
         self,

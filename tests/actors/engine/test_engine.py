@@ -1,0 +1,125 @@
+"""The engine learns what follows what, and keeps its promises about what it never returns."""
+
+import numpy as np
+import pytest
+
+from actors.engine.engine import NextAction
+from actors.engine.vector import VectorPolicy
+from tests.actors.engine.fakes import FakeItems, FakePeople
+
+NONE = np.zeros(0, np.int32)
+
+
+def engine(people_n: int = 50, items_n: int = 20) -> tuple[NextAction, FakePeople, FakeItems]:
+    people, items = FakePeople(people_n), FakeItems(items_n)
+    return NextAction(people, items, items_max=items_n, profiles_max=people_n), people, items
+
+
+def feed(learner: NextAction, people: FakePeople, row: int, sequence: list[int]) -> None:
+    for step, item in enumerate(sequence):
+        learner.learn(row, item, 0, 0.0, 1000 + step)
+        people.append(row, item, 1000 + step)
+
+
+def test_what_followed_for_others_comes_first():
+    learner, people, _ = engine()
+    for row in range(10):
+        feed(learner, people, row, [3, 7])
+    feed(learner, people, 20, [3])
+    assert learner.rank(20, None, 1, 1010, NONE, False).items.tolist() == [7]
+
+
+def test_consolidating_changes_no_ranking():
+    learner, people, _ = engine()
+    rng = np.random.default_rng(5)
+    for row in range(40):
+        feed(learner, people, row, rng.integers(0, 20, 6).tolist())
+    # Not learned: what a person did themselves is no evidence while it is only in the log.
+    people.append(45, 3, 1000)
+    people.append(45, 4, 1001)
+    before = learner.rank(45, None, 20, 1010, NONE, False)
+    learner.consolidate()
+    after = learner.rank(45, None, 20, 1010, NONE, False)
+    assert dict(zip(before.items, before.scores, strict=True)) == pytest.approx(
+        dict(zip(after.items, after.scores, strict=True)), abs=1e-6
+    )
+
+
+def test_a_batch_teaches_what_single_events_teach():
+    single, people, _ = engine()
+    batched, _, _ = engine()
+    rng = np.random.default_rng(6)
+    rows = rng.integers(0, 40, 300).astype(np.int32)
+    items = rng.integers(0, 20, 300).astype(np.int32)
+    times = np.arange(1000, 1300, dtype=np.uint32)
+    for row, item, time in zip(rows.tolist(), items.tolist(), times.tolist(), strict=True):
+        single.learn(row, item, 0, 0.0, time)
+    batched.learn_batch(rows, items, np.zeros(300, np.uint8), np.zeros(300, np.float32), times)
+    single.consolidate()
+    batched.consolidate()
+    feed(single, people, 45, [3, 4])
+    one = single.rank(45, None, 10, 2000, NONE, False)
+    batched.learn(45, 3, 0, 0.0, 1000)
+    batched.learn(45, 4, 0, 0.0, 1001)
+    batched._people = people
+    other = batched.rank(45, None, 10, 2000, NONE, False)
+    assert one.items.tolist() == other.items.tolist()
+    assert one.scores.tolist() == other.scores.tolist()
+
+
+def test_dead_excluded_and_seen_items_are_never_returned():
+    learner, people, items = engine()
+    rng = np.random.default_rng(7)
+    for row in range(40):
+        feed(learner, people, row, rng.integers(0, 20, 6).tolist())
+    items.alive[4] = 0
+    feed(learner, people, 45, [1, 2])
+    ranked = learner.rank(45, None, 20, 1010, np.array([3], np.int32), True)
+    assert not {1, 2, 3, 4} & set(ranked.items.tolist())
+    explicit = learner.rank(
+        45, np.arange(20, dtype=np.int32), 20, 1010, np.array([3], np.int32), True
+    )
+    assert sorted(explicit.items.tolist()) == [0, *range(5, 20)]
+    again = learner.rank(45, None, 20, 1010, NONE, False)
+    assert {1, 2, 3} <= set(again.items.tolist()), "a rule must not outlive its call"
+
+
+def test_unknown_person_and_empty_model_get_an_answer():
+    learner, _, _ = engine()
+    assert len(learner.rank(-1, None, 5, 1000, NONE, False).items) == 5
+    assert learner.rank(-1, np.array([4], np.int32), 5, 1000, NONE, False).items.tolist() == [4]
+
+
+def test_probabilities_sum_to_at_most_one():
+    learner, people, _ = engine()
+    rng = np.random.default_rng(8)
+    for row in range(40):
+        feed(learner, people, row, rng.integers(0, 20, 6).tolist())
+    total = learner.rank(3, None, 20, 1010, NONE, False).probabilities.sum()
+    assert 0.5 < total <= 1.0001
+
+
+def test_a_forgotten_row_does_not_continue_the_sequence_of_the_person_before():
+    learner, people, _ = engine()
+    learner.learn(1, 3, 0, 0.0, 1000)
+    learner.forget(1)
+    learner.learn(1, 7, 0, 0.0, 1001)
+    feed(learner, people, 2, [3])
+    ranked = learner.rank(2, None, 20, 1010, NONE, True)
+    fresh = dict(zip(ranked.items.tolist(), ranked.scores.tolist(), strict=True))
+    assert fresh.get(7, 0.0) < 0.1
+
+
+def test_vector_policy_is_the_dot_product():
+    people, items = FakePeople(4), FakeItems(30)
+    rng = np.random.default_rng(9)
+    items.embeddings = rng.normal(size=(30, 8)).astype(np.float32)
+    vector = rng.normal(size=8).astype(np.float32)
+    people.set_vector(2, vector)
+    policy = VectorPolicy(people, items, 30)
+    candidates = np.arange(5, 30, dtype=np.int32)
+    ranked = policy.rank(2, candidates, 6, np.array([9], np.int32))
+    scores = items.embeddings @ vector
+    wanted = sorted((i for i in range(5, 30) if i != 9), key=lambda i: -scores[i])[:6]
+    assert ranked.items.tolist() == wanted
+    assert ranked.scores == pytest.approx(scores[wanted], rel=1e-5)
