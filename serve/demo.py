@@ -67,8 +67,8 @@ PRICE_LEVELS = (
     12,
 )
 
-VIEWED, ADDED, BOUGHT = 0, 1, 2
-EVENTS = ("Item Viewed", "Item Added", "Item Bought")
+VIEWED, ADDED, PURCHASED = 0, 1, 2
+EVENTS = ("Item Viewed", "Item Added", "Item Purchased")
 
 ITEMS_PER_CATEGORY = 100
 DIMENSIONS = 32
@@ -159,7 +159,7 @@ def items_table(rng: Rng) -> pa.Table:
 def events_table(happened: Events, shop: pa.Table) -> pa.Table:
     """Events as a warm start reads them; `value` is the price of what was bought, else 1."""
     prices = np.asarray(shop["price"])
-    bought = happened.types == BOUGHT
+    bought = happened.types == PURCHASED
     people = pa.array([f"demo-{i}" for i in range(int(happened.people.max()) + 1)])
     return pa.table(
         {
@@ -250,4 +250,4 @@ def _types(rng: Rng, step: Ints, length: Ints) -> Ints:
     """Views, some additions to the cart, and now and then a purchase as a session's last event."""
     draw = rng.random(len(step))
     types = np.where(draw < 0.10, ADDED, VIEWED)
-    return np.where((step == length - 1) & (step > 0) & (draw > 0.75), BOUGHT, types)
+    return np.where((step == length - 1) & (step > 0) & (draw > 0.75), PURCHASED, types)
