@@ -32,6 +32,7 @@ META_BYTES_MAX = 255
 REQUEST_IDS = 1 << 32
 # What a peer may send before it has proven anything.
 HANDSHAKE_BYTES_MAX = 1024
+REFUSAL_BYTES_MAX = 256
 NONCE_BYTES = 32
 
 
@@ -168,6 +169,10 @@ class ServerHandshake:
         if not hmac.compare_digest(wanted, hello.proof) or secret is None:
             raise AuthError(f"hello of {hello.principal!r} is not proven")
         return encode_frame(0, Op.WELCOME, proof(secret, b"server", self.nonce, hello.nonce))
+
+    def refusal(self, error: AuthError) -> bytes:
+        """The frame that tells a client why it is refused; close the connection after it."""
+        return encode_frame(0, Op.REPLY, str(error).encode()[:REFUSAL_BYTES_MAX], status=401)
 
 
 class ClientHandshake:
