@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from typing import Any, cast
+
+import uvloop
 
 from cluster.errors import AuthError, FrameError
 from cluster.frames import FrameDecoder, Op, ServerHandshake, encode_frame
@@ -22,11 +24,13 @@ Handler = Callable[[int, bytes, bytes], Answer | Awaitable[Answer]]
 
 
 def asynchronous(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Run an async test in a loop of its own; a hang fails."""
+    """Run an async test on uvloop and on asyncio's own loop; a hang fails."""
 
     @functools.wraps(test)
     def run(*args: Any, **kwargs: Any) -> None:
-        asyncio.run(asyncio.wait_for(test(*args, **kwargs), TEST_TIMEOUT_S))
+        for factory in (uvloop.new_event_loop, asyncio.new_event_loop):
+            with asyncio.Runner(loop_factory=factory) as runner:
+                runner.run(asyncio.wait_for(test(*args, **kwargs), TEST_TIMEOUT_S))
 
     return run
 
@@ -95,10 +99,9 @@ class _Served(asyncio.Protocol):
         self._tasks: set[asyncio.Task[None]] = set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)
         self._fake.connections.append(self)
-        transport.write(self._handshake.challenge())
+        self.transport.write(self._handshake.challenge())
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._fake.connections.remove(self)
