@@ -20,8 +20,10 @@ from cluster.errors import ConfigError
 
 ENV_PREFIX = "ONEHOP_"
 # Names in the environment that are not settings of the cluster: what the command line and the
-# SDK read, and where tests find real data.
-ENV_RESERVED = frozenset({"ONEHOP_CONFIG", "ONEHOP_URL", "ONEHOP_API_KEY", "ONEHOP_DATA"})
+# SDK read, what keys.env sets, and where tests find real data.
+ENV_RESERVED = frozenset(
+    f"{ENV_PREFIX}{name}" for name in ("CONFIG", "URL", "API_KEY", "SK", "PK", "DATA")
+)
 
 Positive = Annotated[int, Meta(ge=1)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
@@ -57,6 +59,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tenants_max: Positive = 64
 
     # What is remembered for how long.
+    profile_ttl_s: Positive = 400 * 86400
+    """A profile not seen for this long is forgotten."""
     session_gap_s: Positive = 1800
     fast_half_life_s: Seconds = 3600.0
     slow_half_life_s: Seconds = 14 * 86400.0
