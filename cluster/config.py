@@ -35,18 +35,23 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     # Where it listens.
     host: str = "127.0.0.1"
+    """Address to listen on for HTTP; any but loopback needs keys."""
     port: Port = 8000
+    """Port to listen on for HTTP; 0 takes a free one."""
     shard_host: str = "127.0.0.1"
     """Address that shards bind and publish; set it to the node's address in a fleet."""
     address: str = ""
     """Ray cluster to join; empty starts one on this machine."""
     data_dir: str = "~/.onehop"
+    """Where keys and the cluster's secret are kept, readable by their owner only."""
     keys_file: str = ""
     """Keys of all tenants; empty means `data_dir`/keys.json."""
 
     # Size.
     shards: Annotated[int, Meta(ge=1, le=1024)] = 2
+    """Actors that own a key range each."""
     gateways: Annotated[int, Meta(ge=1, le=256)] = 1
+    """Processes that take HTTP."""
     shard_cpus: Annotated[float, Meta(gt=0)] = 0.5
     """CPU that a shard claims from Ray; above 0, or the autoscaler takes its node for idle."""
     profiles_max: Annotated[int, Meta(ge=1024, le=1 << 30)] = 16_000_000
@@ -56,22 +61,31 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ring_events_max: Annotated[int, Meta(ge=1, le=200)] = 50
     """Last events kept per person."""
     items_max: Annotated[int, Meta(ge=1, le=(1 << 24) - 1)] = 4_000_000
+    """Items of one tenant's catalogue."""
     tenants_max: Positive = 64
+    """Tenants that one shard serves."""
 
     # What is remembered for how long.
     profile_ttl_s: Positive = 400 * 86400
     """A profile not seen for this long is forgotten."""
     session_gap_s: Positive = 1800
+    """A pause this long ends a session."""
     fast_half_life_s: Seconds = 3600.0
+    """Half-life of the counters that tell what somebody is doing."""
     slow_half_life_s: Seconds = 14 * 86400.0
+    """Half-life of the counters that tell what somebody is like."""
     dedupe_window_s: Positive = 86400
+    """How long a messageId is remembered."""
     dedupe_bytes_max: Annotated[int, Meta(ge=1 << 16)] = 256 << 20
+    """Memory of one shard for remembered messageIds and answers; the oldest leave first."""
     decisions_bytes_max: Annotated[int, Meta(ge=1 << 16)] = 128 << 20
+    """Memory of one shard for decision records; the oldest leave first."""
     event_future_s: Positive = 3600
     """How far in the future an event's timestamp may lie."""
 
     # Bounds of waiting.
     request_timeout_s: Seconds = 5.0
+    """How long one attempt at an owner may take."""
     inflight_max: Positive = 4096
     """Requests that a router holds open per shard; more answers 429."""
     map_wait_s: Seconds = 10.0
@@ -82,7 +96,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Serve requests without a key if, and only if, the host is loopback."""
 
     demo: bool = False
+    """Warm up with a made-up shop at the start."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """What is logged."""
 
     @property
     def data_path(self) -> Path:
