@@ -22,7 +22,7 @@ ENV_PREFIX = "ONEHOP_"
 # Names in the environment that are not settings of the cluster: what the command line and the
 # SDK read, what keys.env sets, and where tests find real data.
 ENV_RESERVED = frozenset(
-    f"{ENV_PREFIX}{name}" for name in ("CONFIG", "URL", "API_KEY", "SK", "PK", "DATA")
+    f"{ENV_PREFIX}{name}" for name in ("CONFIG", "URL", "API_KEY", "BROWSER_KEY", "DATA")
 )
 
 Positive = Annotated[int, Meta(ge=1)]
