@@ -60,8 +60,8 @@ class Event(Wire):
     timestamp: str | float | None = None
 
 
-class Action(Strict):
-    """One candidate. A plain string is short for {"id": string}."""
+class Action(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One candidate. A plain string is short for {"id": string}. Frozen, thus hashable."""
 
     id: Name
 
@@ -159,7 +159,7 @@ class BatchItem(Wire):
 class Item(Strict):
     """One entry of the catalogue.
 
-    attributes  text values are categories (affinities are learned over them), numbers are for filters
+    attributes  text values are categories, over which affinities are learned; numbers filter
     embedding   float32 [d], d the same for all items of a tenant; for the `vector` policy
     """
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors import store_kernels as kernels
+from actors.events import IMPRESSION, WEIGHTS
 from actors.store_kernels import ROW
 from cluster.errors import StoreFull
 
@@ -23,6 +24,7 @@ _PACK_KEY = Struct(">qq").pack
 # Linux's MAP_NORESERVE, which Python 3.11 does not name.
 _MAP_NORESERVE = 0x4000
 INDEX_SLOTS_MIN = 1 << 10
+_WEIGHTS = np.array(WEIGHTS, np.float32)
 EXPIRE_ROWS = 1 << 16
 
 
@@ -111,7 +113,7 @@ class ProfileStore:
         hi, lo = _UNPACK_KEY(key)
         row = int(kernels.insert(self.rows, self.index, self.old_index, self.heap, hi, lo, now_s))
         if row < 0:
-            raise StoreFull(f"profiles must be <= {len(self.rows)}, and all are in use")
+            raise self._no_row()
         return row
 
     def ensure_many(
@@ -134,7 +136,7 @@ class ProfileStore:
                 len(hi),
             )
             if reached == done and not self._keep_index_sparse():
-                raise StoreFull(f"profiles must be <= {len(self.rows)}, and all are in use")
+                raise self._no_row()
             done = reached
         return out
 
@@ -175,6 +177,73 @@ class ProfileStore:
             self.rows, self.words, self.heap, row, item, event_type, value, time_s
         ):
             raise self._full()
+
+    def blend(self, row: int, item: int, embeddings: NDArray[np.float32]) -> None:
+        """Move the vector towards the embedding of an item, embeddings float32 [items, d]."""
+        if not kernels.blend(self.rows, self.words, self.floats, self.heap, embeddings, row, item):
+            raise self._full()
+
+    def blend_many(
+        self,
+        rows: NDArray[np.int32],
+        items: NDArray[np.int32],
+        event_types: NDArray[np.uint8],
+        embeddings: NDArray[np.float32],
+    ) -> None:
+        """`blend` for many events in order; types that say nothing about taste are left out."""
+        if not kernels.blend_many(
+            self.rows,
+            self.words,
+            self.floats,
+            self.heap,
+            embeddings,
+            rows,
+            items,
+            event_types,
+            _WEIGHTS,
+        ):
+            raise self._full()
+
+    def apply_many(
+        self,
+        rows: NDArray[np.int32],
+        items: NDArray[np.int32],
+        event_types: NDArray[np.uint8],
+        values: NDArray[np.float32],
+        times_s: NDArray[np.uint32],
+        attributes: NDArray[np.int32],
+    ) -> None:
+        """`observe` and `enter_ring` for many events in order, all arrays [n]; item -1 = none."""
+        applied = kernels.apply_many(
+            self.rows,
+            self.words,
+            self.floats,
+            self.heap,
+            self.rates,
+            attributes,
+            _WEIGHTS,
+            IMPRESSION,
+            rows,
+            items,
+            event_types,
+            values,
+            times_s,
+        )
+        if applied < len(rows):
+            raise self._full()
+
+    def check_room(self, row: int, changes: int) -> None:
+        """Raises StoreFull if `changes` to the profile at `row` (-1: a new one) might not fit.
+
+        Asked before the first change, so that a request is applied as a whole or not at all.
+        """
+        heap = self.heap
+        # Each change may move the blob, and the largest blob is BLOB_WORDS_MAX.
+        spare_words = int(heap[kernels.HEAP_LIMIT] - heap[kernels.HEAP_NEXT])
+        if spare_words < kernels.BLOB_WORDS_MAX * (changes + 1):
+            raise self._full()
+        if row < 0 and len(self) >= heap[kernels.ROWS_LIMIT]:
+            raise self._no_row()
 
     def remove(self, row: int) -> None:
         """Forget the profile at `row`; nothing of it stays in memory."""
@@ -274,6 +343,9 @@ class ProfileStore:
     def _set_section(self, row: int, vector: bool, content: NDArray[np.uint32]) -> None:
         if not kernels.set_section(self.rows, self.words, self.heap, row, vector, content):
             raise self._full()
+
+    def _no_row(self) -> StoreFull:
+        return StoreFull(f"profiles must be <= {len(self.rows)}, and all are in use")
 
     def _full(self) -> StoreFull:
         return StoreFull(

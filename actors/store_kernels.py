@@ -102,6 +102,9 @@ RATES = 3
 
 FULL = -2
 
+VECTOR_STEP = 0.1
+"""Share of the newest item in a person's vector: v = (1 - VECTOR_STEP) v + VECTOR_STEP m."""
+
 
 @njit(cache=True)
 def find(rows: Any, index: Any, old: Any, heap: Any, hi: Int, lo: Int) -> Any:
@@ -506,6 +509,55 @@ def set_section(rows: Any, words: Any, heap: Any, row: Int, vector: bool, conten
 
 
 @njit(cache=True)
+def blend(
+    rows: Any, words: Any, floats: Any, heap: Any, embeddings: Any, row: Int, item: Int
+) -> bool:
+    """Move the person's vector towards an item's embedding; none (all zero) leaves it as it is.
+
+    embeddings  float32 [items, d]; the vector becomes [d], from zero. False: arena full.
+    """
+    d = embeddings.shape[1]
+    embedded = False
+    for j in range(d):
+        if embeddings[item, j] != 0.0:
+            embedded = True
+            break
+    if not embedded:
+        return True
+    if rows[row].vector_d == 0:
+        if not _make_room(rows, words, heap, row, 0, d, np.int64(rows[row].ring_n)):
+            return False
+        rows[row].vector_d = d
+    at = np.int64(rows[row].blob_at)
+    for j in range(min(d, np.int64(rows[row].vector_d))):
+        floats[at + j] = floats[at + j] * np.float32(1.0 - VECTOR_STEP) + embeddings[
+            item, j
+        ] * np.float32(VECTOR_STEP)
+    return True
+
+
+@njit(cache=True)
+def blend_many(
+    rows: Any,
+    words: Any,
+    floats: Any,
+    heap: Any,
+    embeddings: Any,
+    at: Any,
+    items: Any,
+    kinds: Any,
+    weights: Any,
+) -> bool:
+    """`blend` for events [n] in order, where weights[kind] > 0. False: arena full."""
+    for i in range(len(at)):
+        if weights[kinds[i]] > 0.0:
+            row, item = np.int64(at[i]), np.int64(items[i])
+            if not blend(rows, words, floats, heap, embeddings, row, item):
+                return False
+    return True
+
+
+@njit(cache=True)
 def ensure_rows(
     rows: Any,
     index: Any,
@@ -533,3 +585,55 @@ def ensure_rows(
                 return i
         out[i] = row
     return stop
+
+
+@njit(cache=True)
+def apply_many(
+    rows: Any,
+    words: Any,
+    floats: Any,
+    heap: Any,
+    rates: Any,
+    attributes: Any,
+    weights: Any,
+    no_ring: Int,
+    at: Any,
+    items: Any,
+    event_types: Any,
+    values: Any,
+    times_s: Any,
+) -> Any:
+    """`observe` and `enter_ring` for events [n] in order; returns how many were applied.
+
+    at         int32 [n] rows; items int32 [n], -1 = none; event_types uint8 [n]
+    weights    float32 [64] by event type; no_ring: the event type that never enters the ring
+    values     float32 [n]; times_s uint32 [n]
+    Stops at the first event that does not fit the arena.
+    """
+    for i in range(len(at)):
+        row = np.int64(at[i])
+        kind = np.int64(event_types[i])
+        item = np.int64(items[i])
+        time_s = np.int64(times_s[i])
+        value = np.float64(values[i])
+        if not observe(
+            rows,
+            words,
+            floats,
+            heap,
+            rates,
+            attributes,
+            row,
+            item if item >= 0 else NO_ITEM,
+            kind,
+            np.float64(weights[kind]),
+            value,
+            0.0,
+            time_s,
+            0,
+        ):
+            return i
+        enters = item >= 0 and kind != no_ring
+        if enters and not enter_ring(rows, words, heap, row, item, kind, value, time_s):
+            return i
+    return len(at)

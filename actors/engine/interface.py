@@ -102,5 +102,8 @@ class Engine(Protocol):
         in `excluded`, or (with exclude_seen) in the person's ring.
         """
 
+    def forget(self, row: int) -> None:
+        """The person at `row` is gone: what comes next in that row is another's."""
+
     def bytes_used(self) -> int:
         """Memory of what was learned, in bytes."""

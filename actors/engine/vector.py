@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from actors.engine.interface import Items, People, Ranking
 
-STEP = 0.1
-"""Share of the newest item in the person's vector: v = (1 - STEP) v + STEP m."""
 RESULTS_MAX = 1024
 EMPTY = np.zeros(0, np.float32)
 
@@ -110,10 +108,3 @@ def top(
         if found < k:
             found += 1
     return found
-
-
-@njit(cache=True, fastmath=True)
-def blend(floats: Any, at: int, embedding: Any) -> None:
-    """Move the vector at word `at` towards the embedding of an item: v = (1 - STEP) v + STEP m."""
-    for j in range(embedding.shape[0]):
-        floats[at + j] = floats[at + j] * np.float32(1.0 - STEP) + embedding[j] * np.float32(STEP)

@@ -1,0 +1,252 @@
+"""Who runs which range: starts shards, holds and publishes the map, restarts what dies.
+
+Plain asyncio without Ray: shards are reached through the `ShardHandle` protocol. The catalogue's
+order of updates is decided here, so that an item has the same number on every shard.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import msgspec
+
+from actors.catalogue import Catalogue, decode_items
+from actors.messages import BATCH_MAX, Item, Problem
+from cluster.config import Config
+from cluster.errors import RequestError, Unavailable
+from cluster.keys import KeyRange, split_evenly
+from cluster.partition_map import PartitionMap, owner
+
+LOG = logging.getLogger("onehop.actors")
+
+RESTART_S_MAX = 5.0
+CatalogueDump = list[tuple[str, bytes]]
+
+
+class Started(msgspec.Struct, frozen=True):
+    """What a shard says of itself once it listens."""
+
+    host: str
+    port: int
+    node_id: str
+    epoch: int
+    catalogues: dict[str, CatalogueDump]
+
+
+class ShardHandle(Protocol):
+    """One running shard, wherever it runs. Methods raise Unavailable if it is dead."""
+
+    async def start(self) -> Started: ...
+
+    async def load_catalogue(self, tenant: str, dump: CatalogueDump) -> None: ...
+
+    async def put_items(self, tenant: str, items: list[Item]) -> None: ...
+
+    async def take_down(self, tenant: str, ids: list[str]) -> None: ...
+
+    async def set_epoch(self, epoch: int) -> None: ...
+
+    async def wait_gone(self) -> None:
+        """Returns when the shard has died."""
+
+    async def kill(self) -> None: ...
+
+
+class Slot:
+    """One range and the shard that has it. `up` is cleared while a successor is made."""
+
+    def __init__(self, shard_id: str, key_range: KeyRange) -> None:
+        self.shard_id = shard_id
+        self.key_range = key_range
+        self.up = asyncio.Event()
+        self.handle: ShardHandle | None = None
+        self.started: Started | None = None
+        self.restarts = 0
+
+
+class ItemResult(msgspec.Struct, omit_defaults=True):
+    """What became of one item of a batch: 200, or the problem."""
+
+    id: str
+    status: int = 200
+    error: Problem | None = None
+
+
+class Coordinator:
+    """One per cluster. `new_shard(shard_id, key_range)` makes a handle, or finds the living one."""
+
+    def __init__(
+        self, config: Config, new_shard: Callable[[str, KeyRange], Awaitable[ShardHandle]]
+    ) -> None:
+        self._config = config
+        self._new_shard = new_shard
+        self._slots = [
+            Slot(f"{i}", key_range) for i, key_range in enumerate(split_evenly(config.shards))
+        ]
+        self._catalogues: dict[str, Catalogue] = {}
+        self._epoch = 0
+        self._changed = asyncio.Condition()
+        # Item updates reach all shards in one order; a new shard is seeded between two of them.
+        self._updates = asyncio.Lock()
+        self._supervisors: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Start all shards, or adopt those that outlived a coordinator, and publish the map."""
+        await asyncio.gather(*(self._launch(slot) for slot in self._slots))
+        started = [slot.started for slot in self._slots if slot.started]
+        for tenant in {name for one in started for name in one.catalogues}:
+            dumps = (one.catalogues.get(tenant, []) for one in started)
+            self._catalogue(tenant).load(max(dumps, key=len))
+        self._epoch = max(one.epoch for one in started)
+        for slot in self._slots:
+            await self._seed(slot)
+        await self._publish()
+        self._supervisors = [asyncio.create_task(self._supervise(s)) for s in self._slots]
+
+    @property
+    def map(self) -> PartitionMap:
+        """The map of this epoch. Raises Unavailable before the shards are up."""
+        owners = [
+            owner(s.shard_id, s.key_range, s.started.host, s.started.port, s.started.node_id)
+            for s in self._slots
+            if s.started is not None
+        ]
+        if self._epoch == 0 or len(owners) < len(self._slots):
+            raise Unavailable("the shards are starting")
+        return PartitionMap(self._epoch, tuple(owners))
+
+    async def wait_map(self, epoch: int, timeout_s: float) -> PartitionMap:
+        """The map once its epoch is above `epoch`, or the present one after `timeout_s`."""
+        try:
+            async with asyncio.timeout(timeout_s), self._changed:
+                await self._changed.wait_for(lambda: self._epoch > epoch)
+        except TimeoutError:
+            pass
+        return self.map
+
+    def restarts(self) -> dict[str, int]:
+        """How often each shard was started again."""
+        return {slot.shard_id: slot.restarts for slot in self._slots}
+
+    async def put_items(self, tenant: str, items_json: bytes) -> list[ItemResult]:
+        """Put items into every shard's catalogue; returns when all have applied them.
+
+        Raises RequestError if the body is not a list of at most BATCH_MAX items.
+        """
+        return await self.put_many(tenant, decode_items(items_json, BATCH_MAX))
+
+    async def put_many(self, tenant: str, entries: list[Item | RequestError]) -> list[ItemResult]:
+        """As `put_items`, for items that are decoded already."""
+        async with self._updates:
+            catalogue = self._catalogue(tenant)
+            results, accepted = [], []
+            for entry in entries:
+                try:
+                    if isinstance(entry, RequestError):
+                        raise entry
+                    catalogue.put(entry)
+                    accepted.append(entry)
+                    results.append(ItemResult(entry.id))
+                except RequestError as error:
+                    item_id = entry.id if isinstance(entry, Item) else ""
+                    results.append(ItemResult(item_id, error.status, _problem(error)))
+            if accepted:
+                await self._on_all(lambda handle: handle.put_items(tenant, accepted))
+        return results
+
+    async def take_down(self, tenant: str, ids: list[str]) -> list[bool]:
+        """Take items down on every shard; whether each was there."""
+        async with self._updates:
+            catalogue = self._catalogue(tenant)
+            taken = [catalogue.take_down(item_id) for item_id in ids]
+            await self._on_all(lambda handle: handle.take_down(tenant, ids))
+        return taken
+
+    async def register_items(self, tenant: str, ids: list[str]) -> int:
+        """Add items known only by id, for a warm start without a catalogue; how many are new."""
+        known = self._catalogue(tenant).numbers
+        fresh: list[Item | RequestError] = [Item(i) for i in dict.fromkeys(ids) if i not in known]
+        if fresh:
+            await self.put_many(tenant, fresh)
+        return len(fresh)
+
+    def item_ids(self, tenant: str) -> list[str]:
+        """Item ids by number."""
+        return self._catalogue(tenant).ids
+
+    async def shutdown(self) -> None:
+        """End all shards; they are not started again."""
+        for task in self._supervisors:
+            task.cancel()
+        await asyncio.gather(*self._supervisors, return_exceptions=True)
+        handles = [slot.handle for slot in self._slots if slot.handle is not None]
+        await asyncio.gather(*(handle.kill() for handle in handles), return_exceptions=True)
+
+    def _catalogue(self, tenant: str) -> Catalogue:
+        if tenant not in self._catalogues:
+            self._catalogues[tenant] = Catalogue(self._config.items_max)
+        return self._catalogues[tenant]
+
+    async def _launch(self, slot: Slot) -> None:
+        slot.handle = await self._new_shard(slot.shard_id, slot.key_range)
+        slot.started = await slot.handle.start()
+
+    async def _seed(self, slot: Slot) -> None:
+        """Bring a shard's catalogues up to ours. It is `up` from here on."""
+        assert slot.handle is not None
+        assert slot.started is not None
+        for tenant, catalogue in self._catalogues.items():
+            if len(slot.started.catalogues.get(tenant, [])) < len(catalogue):
+                await slot.handle.load_catalogue(tenant, catalogue.dump())
+        slot.up.set()
+
+    async def _publish(self) -> None:
+        async with self._changed:
+            self._epoch += 1
+            self._changed.notify_all()
+        await self._on_all(lambda handle: handle.set_epoch(self._epoch))
+
+    async def _on_all(self, act: Callable[[ShardHandle], Awaitable[None]]) -> None:
+        """Do the same on every shard that is up; one that dies meanwhile is seeded when back."""
+        handles = [slot.handle for slot in self._slots if slot.up.is_set() and slot.handle]
+        for outcome in await asyncio.gather(*(act(h) for h in handles), return_exceptions=True):
+            if isinstance(outcome, BaseException) and not isinstance(outcome, Unavailable):
+                raise outcome
+
+    async def _supervise(self, slot: Slot) -> None:
+        """Start the shard again whenever it dies."""
+        while True:
+            assert slot.handle is not None
+            await slot.handle.wait_gone()
+            slot.up.clear()
+            slot.restarts += 1
+            LOG.warning("shard %s died; restart %d", slot.shard_id, slot.restarts)
+            await self._relaunch(slot)
+            await self._publish()
+
+    async def _relaunch(self, slot: Slot) -> None:
+        pause_s = 0.05
+        while True:
+            try:
+                await self._launch(slot)
+                async with self._updates:
+                    await self._seed(slot)
+                return
+            except Unavailable as error:
+                LOG.error("shard %s did not start: %s", slot.shard_id, error)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, RESTART_S_MAX)
+
+
+def _problem(error: RequestError) -> Problem:
+    return Problem(
+        error.title,
+        error.status,
+        detail=str(error),
+        field=error.field,
+        seen=error.seen,
+        wanted=error.wanted,
+    )

@@ -1,0 +1,128 @@
+"""Ray's shell around the coordinator. All methods may interleave; the map changes in one turn."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable
+from typing import Any, TypeVar
+
+import msgspec
+import ray
+from ray.exceptions import RayActorError, RayError
+
+from actors.coordinator import CatalogueDump, Coordinator, ShardHandle, Started
+from actors.messages import Item
+from actors.shard_actor import ShardActor
+from cluster.config import Config
+from cluster.errors import Unavailable
+from cluster.keys import KeyRange
+from cluster.partition_map import encode_map
+
+LOG = logging.getLogger("onehop.actors")
+Result = TypeVar("Result")
+
+
+def shard_actor_name(shard_id: str) -> str:
+    """Ray's name of a shard's actor."""
+    return f"onehop-shard-{shard_id}"
+
+
+class RayShard:
+    """A `ShardHandle` over a Ray actor."""
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+
+    async def start(self) -> Started:
+        return msgspec.msgpack.decode(await _reach(self.actor.start.remote()), type=Started)
+
+    async def load_catalogue(self, tenant: str, dump: CatalogueDump) -> None:
+        await _reach(self.actor.load_catalogue.remote(tenant, dump))
+
+    async def put_items(self, tenant: str, items: list[Item]) -> None:
+        await _reach(self.actor.put_items.remote(tenant, msgspec.json.encode(items)))
+
+    async def take_down(self, tenant: str, ids: list[str]) -> None:
+        await _reach(self.actor.take_down.remote(tenant, ids))
+
+    async def set_epoch(self, epoch: int) -> None:
+        await _reach(self.actor.set_epoch.remote(epoch))
+
+    async def wait_gone(self) -> None:
+        try:
+            await self.actor.forever.remote()
+        except RayActorError:
+            return
+
+    async def kill(self) -> None:
+        ray.kill(self.actor)
+
+
+async def _reach(call: Awaitable[Result]) -> Result:
+    """The result of an actor call. Raises Unavailable if the actor can't be reached."""
+    try:
+        return await call
+    except RayActorError as error:
+        raise Unavailable(f"the shard's actor is gone: {error}") from None
+
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)
+class CoordinatorActor:
+    """One per cluster. Restarted by Ray; it adopts the shards that outlived it."""
+
+    def __init__(self, config_json: bytes) -> None:
+        self.config = msgspec.json.decode(config_json, type=Config)
+        logging.basicConfig(level=self.config.log_level)
+        self.coordinator = Coordinator(self.config, self._new_shard)
+        self.starting: asyncio.Task[None] | None = None
+
+    async def _started(self) -> Coordinator:
+        """The coordinator, once its shards are up; the first caller starts them."""
+        if self.starting is None:
+            self.starting = asyncio.create_task(self.coordinator.start())
+        await asyncio.shield(self.starting)
+        return self.coordinator
+
+    async def _new_shard(self, shard_id: str, key_range: KeyRange) -> ShardHandle:
+        try:
+            actor = ShardActor.options(  # type: ignore[attr-defined]
+                name=shard_actor_name(shard_id),
+                lifetime="detached",
+                get_if_exists=True,
+                num_cpus=self.config.shard_cpus,
+            ).remote(
+                shard_id,
+                f"{key_range.start:x}",
+                f"{key_range.stop:x}",
+                msgspec.json.encode(self.config),
+            )
+        except (RayError, ValueError) as error:
+            # ValueError: the name of a dying actor is not free yet.
+            raise Unavailable(f"shard {shard_id} can't be started: {error}") from None
+        return RayShard(actor)
+
+    async def map(self) -> bytes:
+        return encode_map((await self._started()).map)
+
+    async def wait_map(self, epoch: int, timeout_s: float) -> bytes:
+        return encode_map(await (await self._started()).wait_map(epoch, timeout_s))
+
+    async def put_items(self, tenant: str, items_json: bytes) -> bytes:
+        results = await (await self._started()).put_items(tenant, items_json)
+        return msgspec.json.encode(results)
+
+    async def delete_items(self, tenant: str, ids: list[str]) -> list[bool]:
+        return await (await self._started()).take_down(tenant, ids)
+
+    async def register_items(self, tenant: str, ids: list[str]) -> int:
+        return await (await self._started()).register_items(tenant, ids)
+
+    async def item_ids(self, tenant: str) -> list[str]:
+        return (await self._started()).item_ids(tenant)
+
+    async def restarts(self) -> dict[str, int]:
+        return self.coordinator.restarts()
+
+    async def shutdown(self) -> None:
+        await self.coordinator.shutdown()

@@ -1,0 +1,149 @@
+"""A shard's TCP endpoint: handshake, then frames in and answers out, in order of arrival.
+
+One event loop, one writer: all frames that came in one read are handled in one turn, and their
+answers leave in one write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from time import perf_counter_ns
+from typing import cast
+
+from actors.people import SECRET_ROLE, Caller, parse_caller
+from actors.shard import Answer, Shard
+from cluster.errors import AuthError, FrameError, RequestError
+from cluster.frames import Frame, FrameDecoder, Op, ServerHandshake, encode_frame
+
+LOG = logging.getLogger("onehop.actors")
+
+HELLO_S = 5.0
+CONNECTIONS_MAX = 1024
+# Counters are of the shard, not of a tenant.
+_NOBODY = Caller(SECRET_ROLE, "")
+# The secret of a principal, and for whom it may speak (None: for whom each frame's meta names).
+SecretOf = Callable[[str], tuple[bytes, Caller | None] | None]
+
+
+class Endpoint:
+    """Listens for gateways and SDKs on behalf of one shard."""
+
+    def __init__(self, shard: Shard, secret_of: SecretOf) -> None:
+        self.shard = shard
+        self.secret_of = secret_of
+        self.connections: set[OwnerConnection] = set()
+        self._server: asyncio.Server | None = None
+
+    async def start(self, host: str, port: int = 0) -> tuple[str, int]:
+        """Listen; returns the address, with the port that the system chose if it was 0."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: OwnerConnection(self), host, port)
+        address = self._server.sockets[0].getsockname()
+        return address[0], address[1]
+
+    async def close(self) -> None:
+        """Stop listening and end all connections."""
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self.connections):
+            connection.close("the shard is leaving")
+
+
+class OwnerConnection(asyncio.Protocol):
+    """One connection. Nothing but a hello is read before the hello was proven."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._shard = endpoint.shard
+        self._decoder = FrameDecoder()
+        self._handshake = ServerHandshake()
+        self._trusted = False
+        self._caller: Caller | None = None
+        self._callers: dict[bytes, Caller] = {}
+        self._transport: asyncio.Transport | None = None
+        self._hello_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports are no subclass of asyncio's.
+        self._transport = cast(asyncio.Transport, transport)
+        if len(self._endpoint.connections) >= CONNECTIONS_MAX:
+            self.close(f"connections must be <= {CONNECTIONS_MAX}")
+            return
+        self._endpoint.connections.add(self)
+        self._transport.write(self._handshake.challenge())
+        loop = asyncio.get_running_loop()
+        self._hello_timer = loop.call_later(HELLO_S, self.close, "no hello in time")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._endpoint.connections.discard(self)
+        if self._hello_timer is not None:
+            self._hello_timer.cancel()
+        self._transport = None
+
+    # A client that does not read its answers is not read either.
+
+    def pause_writing(self) -> None:
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self._transport is not None:
+            self._transport.resume_reading()
+
+    def data_received(self, data: bytes) -> None:
+        arrived_ns = perf_counter_ns()
+        try:
+            frames = self._decoder.feed(data)
+            if not (self._trusted or self._caller):
+                frames = self._greet(frames)
+        except (FrameError, AuthError) as error:
+            self.close(str(error))
+            return
+        out: list[bytes] = []
+        for request, op, _, meta, body in frames:
+            status, answer = self._answer(op, meta, body, arrived_ns)
+            out.append(encode_frame(request, Op.REPLY, answer, b"", status))
+        if out and self._transport is not None:
+            self._transport.write(b"".join(out))
+
+    def _answer(self, op: int, meta: bytes, body: bytes, arrived_ns: int) -> Answer:
+        caller = self._caller or (_NOBODY if op == Op.STATS else None)
+        if caller is None:
+            caller = self._callers.get(meta)
+            if caller is None:
+                try:
+                    caller = parse_caller(meta)
+                except RequestError as error:
+                    return self._shard.refuse(error)
+                if len(self._callers) >= 1024:
+                    self._callers.clear()
+                self._callers[meta] = caller
+        return self._shard.handle(op, caller, body, arrived_ns)
+
+    def _greet(self, frames: list[Frame]) -> list[Frame]:
+        """Take the hello; returns the frames behind it. Raises AuthError."""
+        if not frames:
+            return frames
+        _, op, _, _, body = frames[0]
+        if op != Op.HELLO:
+            raise AuthError(f"the first frame must be a hello, got op {op}")
+        hello = self._handshake.read_hello(body)
+        found = self._endpoint.secret_of(hello.principal)
+        secret, caller = found if found is not None else (None, None)
+        welcome = self._handshake.welcome(hello, secret)
+        if caller is None:
+            self._trusted = True
+        self._caller = caller
+        if self._hello_timer is not None:
+            self._hello_timer.cancel()
+        if self._transport is not None:
+            self._transport.write(welcome)
+        return frames[1:]
+
+    def close(self, reason: str) -> None:
+        """End the connection; what is in the send buffer still leaves."""
+        LOG.info("shard %s closes a connection: %s", self._shard.shard_id, reason)
+        if self._transport is not None:
+            self._transport.close()

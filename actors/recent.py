@@ -1,0 +1,99 @@
+"""What was answered lately: message ids with their answers, and decision records.
+
+Both are bounded by bytes and by age, oldest out first, and say how far back they reach.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+from zlib import crc32
+
+# What an entry costs beside its answer: key, tuple, dictionary and queue slots, measured.
+ENTRY_BYTES = 300
+
+
+def digest(op: int, body: bytes) -> int:
+    """Tells one request body from another; stable across processes, not cryptographic."""
+    return crc32(body, op) | len(body) << 32
+
+
+class Answered(NamedTuple):
+    """The first answer to a message id."""
+
+    time_s: int
+    digest: int
+    answer: bytes
+
+
+class DedupeWindow:
+    """Message ids answered within `window_s`, at most `bytes_max` of them.
+
+    Under more load than `bytes_max` holds the window is shorter; `reach_s` says by how much.
+    """
+
+    def __init__(self, window_s: int, bytes_max: int) -> None:
+        self._window_s = window_s
+        self._bytes_max = bytes_max
+        self._answered: dict[tuple[str, str], Answered] = {}
+        self._order: deque[tuple[str, str]] = deque()
+        self.bytes_used = 0
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def get(self, tenant: str, message_id: str) -> Answered | None:
+        """The first answer to this id, or None."""
+        return self._answered.get((tenant, message_id))
+
+    def add(self, tenant: str, message_id: str, entry: Answered) -> None:
+        """Remember the answer to an id that is not yet known."""
+        key = (tenant, message_id)
+        self._answered[key] = entry
+        self._order.append(key)
+        self.bytes_used += ENTRY_BYTES + len(entry.answer)
+        oldest_s = entry.time_s - self._window_s
+        # Two out for one in: the window shrinks to its bound without a pause.
+        for _ in range(2):
+            first = self._answered[self._order[0]]
+            if first.time_s >= oldest_s and self.bytes_used <= self._bytes_max:
+                break
+            del self._answered[self._order.popleft()]
+            self.bytes_used -= ENTRY_BYTES + len(first.answer)
+
+    def reach_s(self, now_s: int) -> int:
+        """Seconds back to the oldest id that is still known; the window if nothing was dropped."""
+        return now_s - self._answered[self._order[0]].time_s if self._order else self._window_s
+
+
+class DecisionRecord(NamedTuple):
+    """One answered decide call. `key` is the person's key hash."""
+
+    tenant: str
+    key: bytes
+    time_s: int
+    answer: bytes
+
+
+class DecisionLog:
+    """Decision records by sequence number, the last `bytes_max` bytes of them."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._records: dict[int, DecisionRecord] = {}
+        self._order: deque[int] = deque()
+        self.bytes_used = 0
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def get(self, sequence: int) -> DecisionRecord | None:
+        return self._records.get(sequence)
+
+    def add(self, sequence: int, record: DecisionRecord) -> None:
+        self._records[sequence] = record
+        self._order.append(sequence)
+        self.bytes_used += ENTRY_BYTES + len(record.answer)
+        while self.bytes_used > self._bytes_max:
+            dropped = self._records.pop(self._order.popleft())
+            self.bytes_used -= ENTRY_BYTES + len(dropped.answer)

@@ -1,0 +1,60 @@
+"""Compiles every kernel before the first request needs it. Ends as it began: nothing is kept."""
+
+from __future__ import annotations
+
+from time import perf_counter_ns
+
+import msgspec
+import numpy as np
+
+from actors.messages import Item
+from actors.people import Caller
+from actors.shard import Shard
+from cluster.config import Config
+from cluster.frames import Op
+from cluster.keys import HASH_SPACE, KeyRange
+
+SMALL = {
+    "profiles_max": 2048,
+    "profile_bytes_max": 1 << 22,
+    "items_max": 4096,
+}
+
+
+def warm_up(config: Config) -> None:
+    """Send every kind of request through a scratch shard; numba's kernels are the process's."""
+    shard = Shard("warm-up", KeyRange(0, HASH_SPACE), msgspec.structs.replace(config, **SMALL))
+    caller = Caller("s", "warm-up")
+    catalogue = shard.tenant("warm-up").catalogue
+    for i in range(3):
+        catalogue.put(Item(f"i{i}", {"category": "c"}, [0.0, 1.0]))
+    event = {"event": "Item Viewed", "properties": {"itemId": "i1"}}
+    decisions = [
+        {"surface": "product", "policy": policy, **actions}
+        for policy in ("default", "vector")
+        for actions in ({}, {"actions": ["i0", "i1"]})
+    ]
+    person = {"userId": "u"}
+    requests = [
+        (Op.IDENTIFY, person | {"traits": {"a": 1}}),
+        (Op.DECIDE, person | {"events": [event], "decisions": decisions}),
+        (Op.TRACK, person | event),
+        (Op.PROFILE_GET, person),
+        (Op.PROFILE_DELETE, person),
+    ]
+    for op, request in requests:
+        status, answer = shard.handle(op, caller, msgspec.json.encode(request), perf_counter_ns())
+        assert status == 200, answer
+    shard.load_events(
+        "warm-up",
+        {
+            "key_hi": np.zeros(2, np.int64),
+            "key_lo": np.arange(2),
+            "item": np.zeros(2, np.int32),
+            "type": np.ones(2, np.uint8),
+            "value": np.zeros(2, np.float32),
+            "time": np.full(2, 1_700_000_000, np.uint32),
+        },
+    )
+    shard.tenant("warm-up").engine.consolidate()
+    shard.sweep()

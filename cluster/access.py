@@ -1,0 +1,86 @@
+"""Keys and the cluster's secret as they lie on disk: read here, by gateways and shards alike."""
+
+from __future__ import annotations
+
+import time
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from cluster.config import Config
+from cluster.errors import ConfigError
+
+Role = Literal["pk", "sk"]
+
+SECRET_FILE = "cluster.secret"
+SECRET_BYTES = 32
+LIVE_KEYS_MAX = 2
+_ID_DIGITS = 12
+
+
+def key_id(text: bytes) -> str:
+    """How a key is named where the key itself must not be: the start of its SHA-256.
+
+    >>> key_id(b"sk_example")
+    '2408e9af1eb5'
+    """
+    return sha256(text).hexdigest()[:_ID_DIGITS]
+
+
+class StoredKey(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+    """A key at rest. Times are seconds since 1970; expires_at 0 means never."""
+
+    id: str
+    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    role: Role
+    tenant: Annotated[str, Meta(pattern="^[A-Za-z0-9_.-]{1,64}$")]
+    created_at: float
+    expires_at: float = 0.0
+
+
+def read_keys(path: Path) -> list[StoredKey]:
+    """The keys of a file; none if there is no file. Raises ConfigError if it can't be used."""
+    try:
+        mode = path.stat().st_mode
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ConfigError(f"keys file {path}: {error}") from None
+    if mode & 0o077:
+        raise ConfigError(f"keys file {path}: mode must be 0600, got {mode & 0o777:04o}")
+    try:
+        keys = msgspec.json.decode(data, type=list[StoredKey])
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"keys file {path}: {error}") from None
+    now = time.time()
+    for key in keys:
+        live = sum(
+            1
+            for other in keys
+            if (other.tenant, other.role) == (key.tenant, key.role)
+            and (not other.expires_at or other.expires_at > now)
+        )
+        if live > LIVE_KEYS_MAX:
+            raise ConfigError(
+                f"keys file {path}: live {key.role}_ keys of tenant {key.tenant!r} "
+                f"must be <= {LIVE_KEYS_MAX}, got {live}"
+            )
+    return keys
+
+
+def read_secret(config: Config) -> bytes:
+    """Raises ConfigError if the file is missing, readable by others or of another size."""
+    path = config.data_path / SECRET_FILE
+    try:
+        if path.stat().st_mode & 0o077:
+            raise ConfigError(f"secret file {path}: mode must be 0600")
+        secret = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"secret file {path}: {error}") from None
+    if len(secret) != SECRET_BYTES:
+        raise ConfigError(f"secret file {path}: size must be {SECRET_BYTES}, got {len(secret)}")
+    return secret
