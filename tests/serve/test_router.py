@@ -6,10 +6,9 @@ import asyncio
 
 import pytest
 
-from cluster.errors import AuthError, FrameError, Overloaded, Unavailable
-from cluster.frames import FRAME_BYTES_MAX, Op, ServerHandshake, encode_frame
-from cluster.keys import HASH_SPACE, KeyRange
-from cluster.partition_map import PartitionMap, owner
+from cluster.errors import Overloaded, Unavailable
+from cluster.frames import Op
+from cluster.keys import HASH_SPACE
 from serve.router import MOVED_MAX, RESENT_MAX
 from tests.serve.fake_owner import Answer, FakeOwner, Maps, asynchronous, echo, map_of, new_router
 
@@ -47,47 +46,6 @@ async def test_each_position_reaches_its_owner_and_each_shard_its_name() -> None
     await router.close()
     await low.stop()
     await high.stop()
-
-
-@asynchronous
-async def test_replies_in_any_order_and_in_any_pieces_find_their_callers() -> None:
-    async def backwards(op: int, meta: bytes, body: bytes) -> Answer:
-        for _ in range(50 - int(body)):
-            await asyncio.sleep(0)
-        return 200, body * 100
-
-    fake = await FakeOwner(backwards, cut=7).start()
-    router = new_router(Maps(map_of(1, fake)))
-    await router.start()
-    replies = await asyncio.gather(*(router.call(Op.DECIDE, i, b"%d" % i) for i in range(50)))
-    assert [body for _, body in replies] == [b"%d" % i * 100 for i in range(50)]
-    await router.close()
-    await fake.stop()
-
-
-@asynchronous
-async def test_a_cancelled_caller_does_not_disturb_the_others() -> None:
-    release = asyncio.Event()
-
-    async def wait(op: int, meta: bytes, body: bytes) -> Answer:
-        await release.wait()
-        return 200, body
-
-    fake = await FakeOwner(wait).start()
-    router = new_router(Maps(map_of(1, fake)))
-    await router.start()
-    calls = [asyncio.create_task(router.call(Op.DECIDE, i, b"%d" % i)) for i in range(9)]
-    await fake.seen(9)
-    for call in calls[::2]:
-        call.cancel()
-    release.set()
-    outcomes = await asyncio.gather(*calls, return_exceptions=True)
-    assert [outcomes[i] for i in (1, 3, 5, 7)] == [(200, b"%d" % i) for i in (1, 3, 5, 7)]
-    assert all(isinstance(outcomes[i], asyncio.CancelledError) for i in (0, 2, 4, 6, 8))
-    assert await router.call(Op.DECIDE, 0, b"after") == (200, b"after")
-    assert len(fake.connections) == 1
-    await router.close()
-    await fake.stop()
 
 
 @asynchronous
@@ -259,89 +217,6 @@ async def test_start_raises_what_the_first_fetch_raises() -> None:
     await fake.stop()
 
 
-@pytest.mark.parametrize(
-    ("principal", "secret", "served"),
-    [
-        ("gateway", b"x" * 32, {"gateway": b"s" * 32}),
-        ("nobody", b"s" * 32, {"gateway": b"s" * 32}),
-    ],
-)
-@asynchronous
-async def test_an_owner_that_refuses_the_secret_fails_the_start(
-    principal: str, secret: bytes, served: dict[str, bytes]
-) -> None:
-    fake = await FakeOwner(secrets=served).start()
-    router = new_router(Maps(map_of(1, fake)), principal=principal, secret=secret)
-    with pytest.raises(AuthError, match="is not proven"):
-        await router.start()
-    assert fake.requests == []
-    await fake.stop()
-
-
-@asynchronous
-async def test_a_server_that_does_not_hold_the_secret_is_not_trusted() -> None:
-    async def imposter(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(ServerHandshake().challenge())
-        await reader.read(1)
-        writer.write(encode_frame(0, Op.WELCOME, bytes(32)))
-
-    server = await asyncio.start_server(imposter, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    everything = owner("a", KeyRange(0, HASH_SPACE), "127.0.0.1", port)
-    router = new_router(Maps(PartitionMap(1, (everything,))))
-    with pytest.raises(AuthError, match="did not prove"):
-        await router.start()
-    server.close()
-    await server.wait_closed()
-
-
-@pytest.mark.parametrize(
-    "garbage",
-    [
-        b"HTTP/1.1 400 Bad Request\r\n\r\n",
-        b"\xff" * 64,
-        (FRAME_BYTES_MAX + 1).to_bytes(4, "little") + bytes(8),
-        bytes(8) + b"\xfe" + bytes(3),
-        b"\0\0\0\0\0\0\0\0\x10\0\0\0",
-    ],
-    ids=["http", "ones", "too large", "unknown op", "a request"],
-)
-@asynchronous
-async def test_garbage_from_an_owner_ends_that_connection_only(garbage: bytes) -> None:
-    def answer(op: int, meta: bytes, body: bytes) -> Answer:
-        if body == b"garbage":
-            fake.connections[0].transport.write(garbage)
-            return None
-        return 200, body
-
-    fake, other = await FakeOwner(answer, name="a").start(), await FakeOwner(name="b").start()
-    router = new_router(Maps(map_of(1, fake, other)))
-    await router.start()
-    with pytest.raises(Unavailable, match="unknown outcome"):
-        await router.call(Op.DECIDE, LOW, b"garbage")
-    assert await router.call(Op.DECIDE, HIGH, b"x") == (200, b"16||x")
-    assert await router.call(Op.DECIDE, LOW, b"again") == (200, b"again")
-    await router.close()
-    await fake.stop()
-    await other.stop()
-
-
-@asynchronous
-async def test_a_silent_owner_is_given_up_and_a_fresh_connection_is_made() -> None:
-    fake = await FakeOwner(
-        lambda op, meta, body: None if body == b"silent" else (200, body)
-    ).start()
-    router = new_router(Maps(map_of(1, fake)), request_timeout_s=0.1)
-    await router.start()
-    first = fake.connections[0]
-    with pytest.raises(Unavailable, match=r"no reply within 0\.1 s"):
-        await router.call(Op.DECIDE, 1, b"silent", retry_safe=True)
-    assert await router.call(Op.DECIDE, 1, b"x") == (200, b"x")
-    assert fake.connections[0] is not first
-    await router.close()
-    await fake.stop()
-
-
 @asynchronous
 async def test_more_than_inflight_max_is_refused_and_room_comes_back() -> None:
     release = asyncio.Event()
@@ -378,19 +253,6 @@ async def test_requests_that_wait_for_an_owner_are_bounded_too() -> None:
     await router.close()
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
     assert all(isinstance(outcome, Unavailable) for outcome in outcomes)
-
-
-@asynchronous
-async def test_a_request_too_large_for_a_frame_is_refused_and_harms_nobody() -> None:
-    fake = await FakeOwner().start()
-    router = new_router(Maps(map_of(1, fake)))
-    await router.start()
-    with pytest.raises(FrameError):
-        await router.call(Op.DECIDE, 1, bytes(FRAME_BYTES_MAX + 1))
-    largest = bytes(FRAME_BYTES_MAX - 64)
-    assert (await router.call(Op.DECIDE, 1, largest))[1] == b"16||" + largest
-    await router.close()
-    await fake.stop()
 
 
 @asynchronous
