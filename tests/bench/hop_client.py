@@ -1,0 +1,254 @@
+"""The load of `tests.bench.hop` that wrk can't make: WebSocket and SDK callers, one process.
+
+    python -m tests.bench.hop_client load MODE --port P --pool FILE --prefix HEX --inflight N ...
+    python -m tests.bench.hop_client ask MODE --port P       bodies on stdin, answers on stdout
+    python -m tests.bench.hop_client fill --port P --seed N  catalogue and histories into onehop
+
+MODE ws      one WebSocket, N messages in flight; what is ready in one turn leaves as one array
+     ws_each N WebSockets with one message in flight each, as N pages would
+     sdk     one `serve.client.Client` with N concurrent callers, straight to the owners
+`load` prints one JSON line in the form that hop.lua prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+import urllib.request
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvloop
+
+from tests.bench.harness import percentile
+from tests.bench.hop_work import (
+    EVENT,
+    PEOPLE,
+    body,
+    embeddings,
+    histories,
+    item_id,
+    person_id,
+)
+
+ITEMS_CHUNK = 500
+FILL_INFLIGHT = 256
+
+Ask = Callable[[bytes], Awaitable[bytes]]
+
+
+class Reply(msgspec.Struct):
+    """What the client reads of a stream's reply."""
+
+    id: int
+    status: int
+    answer: msgspec.Raw = msgspec.Raw(b"null")
+    problem: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_replies = msgspec.json.Decoder(list[Reply])
+
+
+class Stream(asyncio.Protocol):
+    """A WebSocket client just good enough for a load: text messages, no fragments, no pings.
+
+    Its masking key is zero, which RFC 6455 allows, so masking costs nothing.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._open: asyncio.Future[None] = self._loop.create_future()
+        self._waiting: dict[int, asyncio.Future[bytes]] = {}
+        self._buffer = bytearray()
+        self._out: list[bytes] = []
+        self._count = 0
+        self._transport: Any = None
+
+    @classmethod
+    async def connect(cls, port: int) -> Stream:
+        loop = asyncio.get_running_loop()
+        _, stream = await loop.create_connection(cls, "127.0.0.1", port)
+        stream._transport.write(
+            b"GET /v1/stream HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nConnection: Upgrade\r\n"
+            b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+            b"Sec-WebSocket-Key: b25laG9wLWJlbmNoLWtleQ==\r\n\r\n" % port
+        )
+        await stream._open
+        return stream
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def connection_lost(self, error: Exception | None) -> None:
+        waiting: list[asyncio.Future[Any]] = [self._open, *self._waiting.values()]
+        for future in waiting:
+            if not future.done():
+                future.set_exception(error or ConnectionError("the stream was closed"))
+
+    def call(self, request: bytes) -> asyncio.Future[bytes]:
+        """One decide body in, its answer out. Raises RuntimeError unless the status is 200."""
+        self._count += 1
+        future: asyncio.Future[bytes] = self._loop.create_future()
+        self._waiting[self._count] = future
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out.append(b'{"id":%d,"type":"decide",' % self._count + request[1:])
+        return future
+
+    def _flush(self) -> None:
+        text = b"[%b]" % b",".join(self._out) if len(self._out) > 1 else self._out[0]
+        self._out.clear()
+        size = len(text)
+        if size < 126:
+            head = bytes((0x81, 0x80 | size))
+        elif size < 1 << 16:
+            head = b"\x81\xfe" + size.to_bytes(2, "big")
+        else:
+            head = b"\x81\xff" + size.to_bytes(8, "big")
+        self._transport.write(head + b"\0\0\0\0" + text)
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        if not self._open.done():
+            head, found, rest = bytes(self._buffer).partition(b"\r\n\r\n")
+            if not found:
+                return
+            if b" 101 " not in head:
+                self._open.set_exception(ConnectionError(head.decode("latin-1")))
+                return
+            self._buffer[:] = rest
+            self._open.set_result(None)
+        while (text := self._message()) is not None:
+            for reply in _replies.decode(text):
+                future = self._waiting.pop(reply.id)
+                if reply.status == 200:
+                    future.set_result(bytes(reply.answer))
+                else:
+                    future.set_exception(RuntimeError(bytes(reply.problem).decode()))
+
+    def _message(self) -> bytes | None:
+        """The next complete text message of the buffer."""
+        buffer = self._buffer
+        if len(buffer) < 2:
+            return None
+        size, at = buffer[1], 2
+        if size == 126:
+            size, at = int.from_bytes(buffer[2:4], "big"), 4
+        elif size == 127:
+            size, at = int.from_bytes(buffer[2:10], "big"), 10
+        if len(buffer) < at + size:
+            return None
+        if buffer[0] != 0x81:
+            raise ConnectionError(f"wanted a text message, got {bytes(buffer[:80])!r}")
+        text = bytes(buffer[at : at + size])
+        del buffer[: at + size]
+        return text
+
+
+async def askers(mode: str, port: int, count: int) -> list[Ask]:
+    """`count` callers: functions from a decide body to its answer."""
+    if mode == "ws":
+        stream = await Stream.connect(port)
+        return [stream.call] * count
+    if mode == "ws_each":
+        return [(await Stream.connect(port)).call for _ in range(count)]
+    raise ValueError(f"mode must be ws, ws_each or sdk, got {mode}")
+
+
+async def load(flags: argparse.Namespace) -> dict[str, float]:
+    """Each caller sends its next request as soon as it has an answer, for `seconds`."""
+    tails = flags.pool.read_bytes().splitlines()
+    latencies: list[float] = []
+    errors = 0
+    sent = int(flags.prefix, 16) * 7919
+    clock = time.perf_counter
+
+    async def caller(ask: Ask, stop: float) -> None:
+        nonlocal sent, errors
+        while (start := clock()) < stop:
+            sent += 1
+            try:
+                await ask(body(f"{flags.prefix}{sent:016d}", tails[sent % len(tails)]))
+            except (RuntimeError, OSError) as error:
+                errors += 1
+                print(error, file=sys.stderr)
+                continue
+            latencies.append(clock() - start)
+
+    callers = await askers(flags.mode, flags.port, flags.inflight)
+    began = clock()
+    await asyncio.gather(*(caller(ask, began + flags.seconds) for ask in callers))
+    took_s = clock() - began
+    latencies.sort()
+    return {
+        "requests": len(latencies),
+        "duration_s": took_s,
+        "p50_us": percentile(latencies, 0.50) * 1e6,
+        "p99_us": percentile(latencies, 0.99) * 1e6,
+        "errors": errors,
+    }
+
+
+async def ask(flags: argparse.Namespace) -> None:
+    """Answer each line of standard input with a line, one after the other."""
+    [call] = await askers(flags.mode, flags.port, 1)
+    for line in sys.stdin.buffer:
+        sys.stdout.buffer.write(await call(line.rstrip()) + b"\n")
+
+
+async def fill(flags: argparse.Namespace) -> None:
+    """Put the catalogue through /v1/items:batch and everybody's history through /v1/stream."""
+    vectors = embeddings(flags.seed)
+    for start in range(0, len(vectors), ITEMS_CHUNK):
+        stop = min(start + ITEMS_CHUNK, len(vectors))
+        items = [{"id": item_id(i), "embedding": vectors[i].tolist()} for i in range(start, stop)]
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{flags.port}/v1/items:batch",
+            json.dumps({"items": items}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request) as answer:
+            assert answer.status == 200, answer.read()
+    history = histories(flags.seed)
+    people = iter(range(PEOPLE))
+
+    async def caller(call: Ask) -> None:
+        for person in people:
+            events = [
+                {"event": EVENT, "properties": {"itemId": item_id(item)}}
+                for item in history[person].tolist()
+            ]
+            rest = {"userId": person_id(person), "events": events}
+            tail = b'",' + json.dumps(rest, separators=(",", ":")).encode()[1:]
+            await call(body(f"fill{person:020d}", tail))
+
+    callers = await askers("ws", flags.port, FILL_INFLIGHT)
+    await asyncio.gather(*(caller(call) for call in callers))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("load", "ask", "fill"))
+    parser.add_argument("mode", nargs="?", choices=("ws", "ws_each", "sdk"))
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--pool", type=Path)
+    parser.add_argument("--prefix", default="00000000")
+    parser.add_argument("--inflight", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--seed", type=int, default=1)
+    flags = parser.parse_args()
+    if flags.what == "load":
+        print(json.dumps(uvloop.run(load(flags))), flush=True)
+    elif flags.what == "ask":
+        uvloop.run(ask(flags))
+    else:
+        uvloop.run(fill(flags))
+
+
+if __name__ == "__main__":
+    main()
