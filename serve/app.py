@@ -1,0 +1,91 @@
+"""The gateway as a Ray Serve deployment. It and launch are all of the edge that knows Ray."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import ray
+from ray import serve as ray_serve
+from ray.serve import Application
+
+from cluster.access import read_secret
+from cluster.config import Config
+from cluster.partition_map import PartitionMap, decode_map
+from serve.auth import Keys
+from serve.fast_lane import install
+from serve.gateway import Gateway
+from serve.router import Router
+from serve.routes import build_app
+
+APP_NAME = "onehop"
+NAMESPACE = "onehop"
+COORDINATOR = "onehop-coordinator"
+PRINCIPAL = "gateway"
+GATEWAY_CPUS = 0.5
+ONGOING_MAX = 2048
+"""Requests beside the fast lane, streams without it included, that one gateway takes at once."""
+
+
+class CoordinatorControl:
+    """What the gateway asks of the coordinator, as Ray calls."""
+
+    def __init__(self, coordinator: Any) -> None:
+        self._coordinator = coordinator
+
+    async def wait_map(self, epoch: int, timeout_s: float) -> PartitionMap:
+        return decode_map(await self._coordinator.wait_map.remote(epoch, timeout_s))
+
+    async def put_items(self, tenant: str, items_json: bytes) -> bytes:
+        results: bytes = await self._coordinator.put_items.remote(tenant, items_json)
+        return results
+
+    async def delete_items(self, tenant: str, ids: list[str]) -> list[bool]:
+        deleted: list[bool] = await self._coordinator.delete_items.remote(tenant, ids)
+        return deleted
+
+    async def start_import(self, tenant: str, spec_json: bytes) -> bytes:
+        started: bytes = await self._coordinator.start_import.remote(tenant, spec_json)
+        return started
+
+    async def import_status(self, tenant: str, import_id: str) -> bytes | None:
+        status: bytes | None = await self._coordinator.import_status.remote(tenant, import_id)
+        return status
+
+
+@ray_serve.deployment(name="gateway", max_ongoing_requests=ONGOING_MAX)
+@ray_serve.ingress(build_app)
+class GatewayDeployment:
+    """One replica: one process, one event loop, one `Gateway`."""
+
+    # Serve awaits it, so the router starts in the event loop that will serve.
+    async def __init__(self, config_json: bytes) -> None:  # type: ignore[misc]
+        config = msgspec.json.decode(config_json, type=Config)
+        control = CoordinatorControl(ray.get_actor(COORDINATOR, namespace=NAMESPACE))
+
+        async def fetch_map(epoch: int) -> PartitionMap:
+            return await control.wait_map(epoch, config.request_timeout_s)
+
+        router = Router(
+            fetch_map,
+            PRINCIPAL,
+            read_secret(config),
+            inflight_max=config.inflight_max,
+            request_timeout_s=config.request_timeout_s,
+            map_wait_s=config.map_wait_s,
+        )
+        await router.start()
+        keys = Keys(config.keys_path, keyless=config.loopback and config.loopback_without_key)
+        replica = ray_serve.get_replica_context().replica_id.unique_id
+        install(Gateway(keys, router, control, replica))
+
+
+def app(config: Config) -> Application:
+    """The Serve application for `config`."""
+    deployment: Any = GatewayDeployment
+    application: Application = deployment.options(
+        num_replicas=config.gateways,
+        ray_actor_options={"num_cpus": GATEWAY_CPUS},
+        graceful_shutdown_timeout_s=5.0,
+    ).bind(msgspec.json.encode(config))
+    return application

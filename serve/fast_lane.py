@@ -1,0 +1,113 @@
+"""The hot paths, answered before Ray Serve's per-request bookkeeping.
+
+An ASGI middleware that Serve installs in its HTTP server (the HTTP callback hook). Where no
+gateway lives in this process and loop, it lets everything pass: the same handlers also sit
+behind FastAPI routes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from starlette.middleware import Middleware
+
+from actors.messages import BODY_BYTES_MAX
+from serve.gateway import BATCH_ROUTE, FAST_ROUTES, Gateway
+from serve.problems import JSON_TYPE, PROBLEM_TYPE, Answer, answer_of, too_large
+from serve.stream import STREAM_ROUTE, serve_stream
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+PATHS = frozenset((*FAST_ROUTES, BATCH_ROUTE))
+
+_gateways: dict[asyncio.AbstractEventLoop, Gateway] = {}
+
+
+def install(gateway: Gateway) -> None:
+    """Make `gateway` the one of this process and of its event loop.
+
+    Raises RuntimeError if the loop has one already."""
+    if gateway.loop in _gateways:
+        raise RuntimeError("this event loop already has a gateway")
+    _gateways[gateway.loop] = gateway
+
+
+def uninstall(gateway: Gateway) -> None:
+    _gateways.pop(gateway.loop, None)
+
+
+def installed() -> Gateway | None:
+    """The gateway of the running event loop, if there is one."""
+    return _gateways.get(asyncio.get_running_loop())
+
+
+def middlewares() -> list[Middleware]:
+    """What Serve's HTTP callback hook calls."""
+    return [Middleware(FastLane)]
+
+
+class FastLane:
+    """Answers POSTs on PATHS and the stream; everything else goes to `app`."""
+
+    def __init__(self, app: AsgiApp) -> None:
+        self._app = app
+        self._gateway: Gateway | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        gateway = self._gateway
+        if gateway is None:
+            gateway = self._gateway = installed()
+        kind = scope["type"]
+        if gateway is None or kind == "lifespan":
+            await self._app(scope, receive, send)
+        elif kind == "http" and scope["path"] in PATHS and scope["method"] == "POST":
+            await respond(gateway, scope, receive, send)
+        elif kind == "websocket" and scope["path"] == STREAM_ROUTE:
+            await serve_stream(gateway, scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
+async def respond(gateway: Gateway, scope: Scope, receive: Receive, send: Send) -> None:
+    """Read one body, answer it. A caller that goes away before the end gets no answer."""
+    message = await receive()
+    if message["type"] != "http.request":
+        return
+    body: bytes = message.get("body", b"")
+    if message.get("more_body", False):
+        parts, size = [body], len(body)
+        while message.get("more_body", False) and size <= BODY_BYTES_MAX:
+            message = await receive()
+            if message["type"] != "http.request":
+                return
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+        body = b"".join(parts)
+    path = scope["path"]
+    if len(body) > BODY_BYTES_MAX:
+        answer = answer_of(too_large("the body", len(body), BODY_BYTES_MAX))
+        gateway.count(path, answer.status)
+    else:
+        answer = await gateway.answer(path, scope["headers"], body)
+    await send_answer(answer, send)
+
+
+async def send_answer(answer: Answer, send: Send) -> None:
+    status, body, headers = answer
+    await send(
+        {
+            "type": "http.response.start",
+            "status": status,
+            "headers": (
+                JSON_TYPE if status < 400 else PROBLEM_TYPE,
+                (b"content-length", b"%d" % len(body)),
+                *headers,
+            ),
+        }
+    )
+    await send({"type": "http.response.body", "body": body})

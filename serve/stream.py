@@ -1,0 +1,212 @@
+"""`/v1/stream`: the messages of decide, track, identify and page over one WebSocket, pipelined.
+
+A text message from the caller is one JSON object or an array of up to STREAM_ARRAY_MAX. Each
+object is the JSON of the HTTP call plus "type" and an "id" (text or integer) of the caller's
+choice. Every text message to the caller is a JSON array of replies, in the order in which
+they became ready:
+
+    -> [{"id": 1, "type": "decide", "userId": "ada", ...}, {"id": 2, "type": "track", ...}]
+    <- [{"id": 2, "status": 200, "answer": {...}}]
+    <- [{"id": 1, "status": 422, "problem": {...}}]
+
+A WebSocket message costs the server about as much as ten frames of the hop, so arrays are
+what makes a busy stream fast; replies that are ready in the same turn leave together.
+
+The key comes in the X-API-Key or Authorization header, as the second subprotocol beside
+"onehop" (browsers can't set headers), or as first message {"apiKey": "..."}.
+
+The bound: STREAM_INFLIGHT_MAX open messages per connection; beyond it nothing more is read,
+so the caller's own TCP connection fills up and slows it down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+from starlette.websockets import WebSocketDisconnect
+
+from actors.messages import BODY_BYTES_MAX, Wire
+from cluster.errors import AuthError, OnehopError, RequestError
+from serve.auth import Caller
+from serve.gateway import OP_OF_TYPE, Gateway, without
+from serve.problems import DECODE_ERRORS, Answer, answer_of, too_large
+
+STREAM_ROUTE = "/v1/stream"
+SUBPROTOCOL = "onehop"
+STREAM_INFLIGHT_MAX = 1024
+STREAM_ARRAY_MAX = 500
+FIRST_MESSAGE_S = 5.0
+
+# WebSocket close codes (RFC 6455; 4000 and above are ours).
+POLICY = 1008
+UNAUTHORIZED = 4401
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+class StreamMessage(Wire):
+    """What the gateway reads of a stream's message beside the person."""
+
+    id: Annotated[str, Meta(max_length=128)] | int
+    type: str
+
+
+class Login(Wire):
+    """The first message of a caller that can set neither header nor subprotocol."""
+
+    api_key: str
+
+
+_login = msgspec.json.Decoder(Login)
+_many = msgspec.json.Decoder(Annotated[list[msgspec.Raw], Meta(max_length=STREAM_ARRAY_MAX)])
+_head = msgspec.json.Decoder(StreamMessage)
+_encode = msgspec.json.Encoder().encode
+
+
+async def serve_stream(gateway: Gateway, scope: Scope, receive: Receive, send: Send) -> None:
+    """One WebSocket from handshake to close."""
+    await receive()
+    subprotocols: list[str] = scope.get("subprotocols", [])
+    chosen = SUBPROTOCOL if SUBPROTOCOL in subprotocols else None
+    caller: Caller | None = None
+    refusal: Exception | None = None
+    try:
+        caller = _caller_of_handshake(gateway, scope, subprotocols)
+    except OnehopError as error:
+        refusal = error
+    await send({"type": "websocket.accept", "subprotocol": chosen})
+    if caller is None and not isinstance(refusal, AuthError):
+        await _refuse(gateway, refusal, send)
+        return
+    if caller is None:
+        try:
+            async with asyncio.timeout(FIRST_MESSAGE_S):
+                caller = _caller_of_login(gateway, await receive())
+        except (OnehopError, TimeoutError) as error:
+            await _refuse(gateway, error if isinstance(error, OnehopError) else refusal, send)
+            return
+    if caller is not None:
+        gateway.count(STREAM_ROUTE, 101)
+        await Stream(gateway, caller, send).run(receive)
+
+
+class Stream:
+    """One authenticated connection: reads messages, answers them as they become ready."""
+
+    def __init__(self, gateway: Gateway, caller: Caller, send: Send) -> None:
+        self._gateway = gateway
+        self._caller = caller
+        self._send = send
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ready: list[bytes] = []
+        self._open = 0
+        """Messages taken whose reply has not been sent."""
+        self._gone = False
+        self._wake = asyncio.Event()
+        self._room = asyncio.Event()
+
+    async def run(self, receive: Receive) -> None:
+        """Until the caller goes away. What is still in flight then is abandoned, not undone."""
+        writer = asyncio.create_task(self._write())
+        try:
+            while not self._gone:
+                message = await receive()
+                if message["type"] != "websocket.receive":
+                    return
+                text = message.get("text")
+                self._take(text.encode() if text is not None else message.get("bytes") or b"")
+                while self._open >= STREAM_INFLIGHT_MAX and not self._gone:
+                    self._room.clear()
+                    await self._room.wait()
+        finally:
+            writer.cancel()
+            for task in self._tasks:
+                task.cancel()
+
+    def _take(self, data: bytes) -> None:
+        try:
+            if len(data) > BODY_BYTES_MAX:
+                raise too_large("the message", len(data), BODY_BYTES_MAX)
+            # An array is told from an object by its first byte that is not white space.
+            messages = _many.decode(data) if data.lstrip()[:1] == b"[" else [data]
+        except (RequestError, *DECODE_ERRORS) as error:
+            self._open += 1
+            self._reply(b"null", answer_of(error))
+            return
+        self._open += len(messages)
+        for raw in messages:
+            task = asyncio.create_task(self._message(bytes(raw)))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _message(self, data: bytes) -> None:
+        message_id = b"null"
+        try:
+            head = _head.decode(data)
+            message_id = _encode(head.id)
+            op = OP_OF_TYPE.get(head.type)
+            if op is None:
+                wanted = ", ".join(OP_OF_TYPE)
+                raise RequestError(422, "the type is unknown", "type", repr(head.type), wanted)
+            answer = await self._gateway.message(op, self._caller, without(data, "id", "type"))
+        except Exception as error:
+            answer = answer_of(error)
+        self._reply(message_id, answer)
+
+    def _reply(self, message_id: bytes, answer: Answer) -> None:
+        name = b"answer" if answer.status < 400 else b"problem"
+        self._ready.append(
+            b'{"id":%b,"status":%d,"%b":%b}' % (message_id, answer.status, name, answer.body)
+        )
+        self._gateway.count(STREAM_ROUTE, answer.status)
+        self._wake.set()
+
+    async def _write(self) -> None:
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                replies, self._ready = self._ready, []
+                text = b"[%b]" % b",".join(replies)
+                # `send` waits while the caller does not read; replies gather here meanwhile,
+                # and count as open, so that no more is read either.
+                await self._send({"type": "websocket.send", "text": text.decode()})
+                self._open -= len(replies)
+                self._room.set()
+        except (OSError, WebSocketDisconnect):
+            self._gone = True
+            self._room.set()
+
+
+def _caller_of_handshake(gateway: Gateway, scope: Scope, subprotocols: list[str]) -> Caller:
+    for subprotocol in subprotocols:
+        if subprotocol.startswith(("pk_", "sk_")):
+            return gateway.keys.caller_of_key(subprotocol.encode("latin-1"))
+    return gateway.keys.caller_of(scope["headers"])
+
+
+def _caller_of_login(gateway: Gateway, message: MutableMapping[str, Any]) -> Caller | None:
+    """The caller of a first message, or None if there is none because the caller is gone."""
+    if message["type"] != "websocket.receive":
+        return None
+    text = message.get("text")
+    try:
+        login = _login.decode(text if text is not None else message.get("bytes") or b"")
+    except DECODE_ERRORS:
+        raise AuthError('the first message must be {"apiKey": "..."}') from None
+    return gateway.keys.caller_of_key(login.api_key.encode())
+
+
+async def _refuse(gateway: Gateway, error: Exception | None, send: Send) -> None:
+    answer = answer_of(error or AuthError("no key within the time allowed"))
+    gateway.count(STREAM_ROUTE, answer.status)
+    text = b'[{"id":null,"status":%d,"problem":%b}]' % (answer.status, answer.body)
+    await send({"type": "websocket.send", "text": text.decode()})
+    code = UNAUTHORIZED if answer.status == 401 else POLICY
+    await send({"type": "websocket.close", "code": code})

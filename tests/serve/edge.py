@@ -1,0 +1,147 @@
+"""A gateway without Ray and without sockets to the caller: ASGI calls in, a fake owner behind."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from cluster.access import StoredKey
+from serve.auth import Keys, PlainKeys, generate_key, write_keys
+from serve.fast_lane import FastLane, install, uninstall
+from serve.gateway import Gateway
+from serve.routes import build_app
+from tests.serve.fake_owner import FakeOwner, Handler, Maps, map_of, new_router
+
+LOCAL = (b"host", b"127.0.0.1:8000")
+Headers = tuple[tuple[bytes, bytes], ...]
+
+
+def echo_json(op: int, meta: bytes, body: bytes) -> tuple[int, bytes]:
+    """An owner that answers with what it was asked."""
+    return 200, msgspec.json.encode({"op": op, "meta": meta.decode(), "body": body.decode()})
+
+
+class Reply(NamedTuple):
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return msgspec.json.decode(self.body)
+
+
+class FakeControl:
+    """A catalogue in a dict, per tenant; imports are only remembered."""
+
+    def __init__(self) -> None:
+        self.items: dict[tuple[str, str], Any] = {}
+        self.imports: dict[tuple[str, str], bytes] = {}
+
+    async def put_items(self, tenant: str, items_json: bytes) -> bytes:
+        items = msgspec.json.decode(items_json)
+        for item in items:
+            self.items[tenant, item["id"]] = item
+        return msgspec.json.encode([{"id": item["id"], "status": 200} for item in items])
+
+    async def delete_items(self, tenant: str, ids: list[str]) -> list[bool]:
+        return [self.items.pop((tenant, item_id), None) is not None for item_id in ids]
+
+    async def start_import(self, tenant: str, spec_json: bytes) -> bytes:
+        self.imports[tenant, "1"] = spec_json
+        return b'{"id":"1"}'
+
+    async def import_status(self, tenant: str, import_id: str) -> bytes | None:
+        return self.imports.get((tenant, import_id))
+
+
+class Edge(NamedTuple):
+    """fast is the middleware over the app; plain is the app alone, as without Serve's hook."""
+
+    fast: FastLane
+    plain: Any
+    owner: FakeOwner
+    gateway: Gateway
+    control: FakeControl
+    keys: PlainKeys
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        headers: Headers = (LOCAL,),
+        app: Any = None,
+        cut: int = 0,
+    ) -> Reply:
+        """One HTTP request. cut: the body arrives in pieces of this many bytes (0: at once)."""
+        step = cut or len(body) or 1
+        pieces = [body[at : at + step] for at in range(0, len(body), step)] or [b""]
+        incoming = [
+            {"type": "http.request", "body": piece, "more_body": more}
+            for piece, more in zip(pieces, [True] * (len(pieces) - 1) + [False], strict=True)
+        ]
+        sent: list[dict[str, Any]] = []
+
+        async def receive() -> Any:
+            return incoming.pop(0) if incoming else {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {
+            "type": "http",
+            "method": method,
+            "path": path,
+            "raw_path": path.encode(),
+            "root_path": "",
+            "scheme": "http",
+            "query_string": b"",
+            "headers": list(headers),
+            "server": ("127.0.0.1", 8000),
+            "client": ("127.0.0.1", 50_000),
+            "http_version": "1.1",
+        }
+        await (app or self.fast)(scope, receive, send)
+        start = sent[0]
+        names = {name.decode(): value.decode() for name, value in start["headers"]}
+        return Reply(start["status"], names, b"".join(m.get("body", b"") for m in sent[1:]))
+
+    async def post(
+        self, path: str, body: bytes, headers: Headers = (LOCAL,), app: Any = None, cut: int = 0
+    ) -> Reply:
+        return await self.call("POST", path, body, headers, app, cut)
+
+
+@asynccontextmanager
+async def new_edge(
+    folder: Path, handler: Handler = echo_json, keyless: bool = True, **settings: Any
+) -> AsyncIterator[Edge]:
+    """An edge with one pair of keys for tenant "shop" (keyless callers are tenant "default")."""
+    (sk, sk_stored), (pk, pk_stored) = stored_pair()
+    write_keys(folder / "keys.json", [sk_stored, pk_stored])
+    owner = await FakeOwner(handler).start()
+    router = new_router(Maps(map_of(1, owner)), **settings)
+    await router.start()
+    control = FakeControl()
+    gateway = Gateway(Keys(folder / "keys.json", keyless), router, control, "g1")
+    install(gateway)
+    app = build_app()
+    try:
+        yield Edge(FastLane(app), app, owner, gateway, control, PlainKeys(sk, pk))
+    finally:
+        uninstall(gateway)
+        await router.close()
+        await owner.stop()
+
+
+def stored_pair(tenant: str = "shop") -> tuple[tuple[str, StoredKey], tuple[str, StoredKey]]:
+    return generate_key("sk", tenant, 0.0), generate_key("pk", tenant, 0.0)
+
+
+def key_header(key: str) -> Headers:
+    return (LOCAL, (b"x-api-key", key.encode()))
