@@ -130,14 +130,14 @@ class Catalogue:
         return list(zip(self.ids, self._documents, strict=True))
 
     def load(self, entries: Sequence[tuple[str, bytes]]) -> None:
-        """Fill an empty catalogue from `dump`; every item gets the same number."""
-        assert not self.ids, "load needs an empty catalogue"
+        """Become the catalogue of `dump`; ours must be empty or an earlier state of it."""
         decoder = msgspec.json.Decoder(Item)
         for item_id, document in entries:
             if document:
                 self.put(decoder.decode(document))
             else:
                 self._number(item_id)
+                self.take_down(item_id)
 
     def _number(self, item_id: str) -> int:
         number = self.numbers.get(item_id)

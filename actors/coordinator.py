@@ -199,8 +199,9 @@ class Coordinator:
         assert slot.handle is not None
         assert slot.started is not None
         for tenant, catalogue in self._catalogues.items():
-            if len(slot.started.catalogues.get(tenant, [])) < len(catalogue):
-                await slot.handle.load_catalogue(tenant, catalogue.dump())
+            dump = catalogue.dump()
+            if slot.started.catalogues.get(tenant) != dump:
+                await slot.handle.load_catalogue(tenant, dump)
         slot.up.set()
 
     async def _publish(self) -> None:

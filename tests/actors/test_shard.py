@@ -270,8 +270,10 @@ json_values = st.recursive(
         st.lists(inner, max_size=4)
         | st.dictionaries(
             st.sampled_from(
-                ["userId", "anonymousId", "messageId", "event", "events", "properties", "itemId"]
-                + ["decisions", "surface", "actions", "timestamp", "traits", "value", "sentAt"]
+                (
+                    "userId anonymousId messageId event events properties itemId decisions "
+                    "surface actions timestamp traits value sentAt"
+                ).split()
             ),
             inner,
             max_size=6,

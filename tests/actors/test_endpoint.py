@@ -1,0 +1,166 @@
+"""A shard's endpoint over a real socket: who gets in, and that answers keep to their requests."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+
+import msgspec
+import pytest
+
+from actors.endpoint import Endpoint
+from actors.people import Caller
+from actors.shard import Shard
+from cluster.config import Config
+from cluster.errors import AuthError
+from cluster.frames import ClientHandshake, Frame, FrameDecoder, Op, encode_frame
+from cluster.keys import HASH_SPACE, KeyRange
+
+SECRET = b"s" * 32
+SDK_KEY = b"k" * 32
+
+
+class Peer:
+    """A bare client: sends bytes, reads frames."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+        self.decoder = FrameDecoder()
+        self.frames: list[Frame] = []
+
+    async def frame(self) -> Frame:
+        """The next frame. Raises ConnectionError when the shard has closed."""
+        while not self.frames:
+            data = await asyncio.wait_for(self.reader.read(1 << 16), 10)
+            if not data:
+                raise ConnectionError("closed")
+            self.frames += self.decoder.feed(data)
+        return self.frames.pop(0)
+
+    async def greet(self, principal: str, secret: bytes) -> None:
+        handshake = ClientHandshake(principal, secret)
+        self.writer.write(handshake.hello((await self.frame())[4]))
+        handshake.check_welcome((await self.frame())[4])
+
+    def ask(self, request: int, op: Op, body: object, meta: bytes = b"s:default") -> None:
+        self.writer.write(encode_frame(request, op, msgspec.json.encode(body), meta))
+
+
+def with_endpoint(
+    act: Callable[[Endpoint, Callable[[], Awaitable[Peer]]], Awaitable[None]],
+) -> None:
+    """Run `act` with a listening endpoint and a way to connect to it."""
+
+    async def run() -> None:
+        config = Config(profiles_max=2048, profile_bytes_max=1 << 22, items_max=64)
+        shard = Shard("0", KeyRange(0, HASH_SPACE), config)
+        secrets = {"gateway": (SECRET, None), "sdk": (SDK_KEY, Caller("s", "shop"))}
+        endpoint = Endpoint(shard, secrets.get)
+        address = await endpoint.start("127.0.0.1")
+
+        async def connect() -> Peer:
+            return Peer(*await asyncio.open_connection(*address))
+
+        try:
+            await act(endpoint, connect)
+        finally:
+            await endpoint.close()
+
+    asyncio.run(run())
+
+
+def test_answers_carry_the_id_of_their_request() -> None:
+    async def act(endpoint: Endpoint, connect: Callable[[], Awaitable[Peer]]) -> None:
+        peer = await connect()
+        await peer.greet("gateway", SECRET)
+        ids = random.Random(1).sample(range(1 << 32), 50)
+        for number in ids:
+            peer.ask(number, Op.IDENTIFY, {"userId": str(number), "traits": {"n": number}})
+        assert [(await peer.frame())[0] for _ in ids] == ids
+        for number in ids:
+            peer.ask(number, Op.PROFILE_GET, {"userId": str(number)})
+        for number in ids:
+            request, op, status, _, body = await peer.frame()
+            assert (request, op, status) == (number, Op.REPLY, 200)
+            assert msgspec.json.decode(body)["traits"] == {"n": number}
+
+    with_endpoint(act)
+
+
+@pytest.mark.parametrize(
+    ("principal", "secret"), [("gateway", b"x" * 32), ("gateway", SDK_KEY), ("stranger", SECRET)]
+)
+def test_without_the_secret_nobody_gets_in(principal: str, secret: bytes) -> None:
+    async def act(endpoint: Endpoint, connect: Callable[[], Awaitable[Peer]]) -> None:
+        peer = await connect()
+        with pytest.raises(ConnectionError):
+            await peer.greet(principal, secret)
+        assert not endpoint.connections
+
+    with_endpoint(act)
+
+
+def test_a_request_before_the_hello_ends_the_connection_unanswered() -> None:
+    async def act(endpoint: Endpoint, connect: Callable[[], Awaitable[Peer]]) -> None:
+        peer = await connect()
+        await peer.frame()
+        peer.ask(1, Op.TRACK, {"userId": "a", "event": "e"})
+        with pytest.raises(ConnectionError):
+            await peer.frame()
+        assert len(endpoint.shard.store) == 0
+
+    with_endpoint(act)
+
+
+def test_a_server_without_the_secret_is_found_out() -> None:
+    handshake = ClientHandshake("gateway", SECRET)
+    with pytest.raises(AuthError, match="server"):
+        handshake.check_welcome(b"y" * 32)
+
+
+def test_an_sdk_speaks_for_the_tenant_of_its_key_whatever_it_claims() -> None:
+    async def act(endpoint: Endpoint, connect: Callable[[], Awaitable[Peer]]) -> None:
+        sdk, gateway = await connect(), await connect()
+        await sdk.greet("sdk", SDK_KEY)
+        await gateway.greet("gateway", SECRET)
+        sdk.ask(1, Op.IDENTIFY, {"userId": "a", "traits": {"x": 1}}, meta=b"s:default")
+        assert (await sdk.frame())[2] == 200
+        statuses = []
+        for request, tenant in enumerate((b"s:default", b"s:shop", b"nonsense", b"s:")):
+            gateway.ask(request, Op.PROFILE_GET, {"userId": "a"}, meta=tenant)
+            statuses.append((await gateway.frame())[2])
+        assert statuses == [404, 200, 400, 400]
+
+    with_endpoint(act)
+
+
+def test_garbage_ends_only_its_own_connection() -> None:
+    async def act(endpoint: Endpoint, connect: Callable[[], Awaitable[Peer]]) -> None:
+        good, bad = await connect(), await connect()
+        await good.greet("gateway", SECRET)
+        await bad.greet("gateway", SECRET)
+        bad.writer.write(b"\xff" * 64)
+        with pytest.raises(ConnectionError):
+            await bad.frame()
+        good.ask(9, Op.STATS, {}, meta=b"")
+        request, _, status, _, body = await good.frame()
+        assert (request, status, msgspec.json.decode(body)["shardId"]) == (9, 200, "0")
+
+    with_endpoint(act)
+
+
+def test_a_frame_cut_at_any_byte_is_answered_once_it_is_whole() -> None:
+    async def act(endpoint: Endpoint, connect: Callable[[], Awaitable[Peer]]) -> None:
+        peer = await connect()
+        await peer.greet("gateway", SECRET)
+        body = msgspec.json.encode({"userId": "a", "event": "e"})
+        frame = encode_frame(5, Op.TRACK, body, b"s:default")
+        for cut in range(0, len(frame), 7):
+            peer.writer.write(frame[:cut])
+            await peer.writer.drain()
+            await asyncio.sleep(0)
+            peer.writer.write(frame[cut:])
+            assert (await peer.frame())[2] == 200
+
+    with_endpoint(act)
