@@ -270,10 +270,22 @@ json_values = st.recursive(
         st.lists(inner, max_size=4)
         | st.dictionaries(
             st.sampled_from(
-                (
-                    "userId anonymousId messageId event events properties itemId decisions "
-                    "surface actions timestamp traits value sentAt"
-                ).split()
+                [
+                    "userId",
+                    "anonymousId",
+                    "messageId",
+                    "event",
+                    "events",
+                    "properties",
+                    "itemId",
+                    "decisions",
+                    "surface",
+                    "actions",
+                    "timestamp",
+                    "traits",
+                    "value",
+                    "sentAt",
+                ]
             ),
             inner,
             max_size=6,
