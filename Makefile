@@ -40,6 +40,7 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 fmt: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIN)/python -m tests.readme_tables
 
 # The peers that the benchmarks run beside. Results are written next to each program.
 bench: setup

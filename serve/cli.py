@@ -1,0 +1,199 @@
+"""The `onehop` command. Exit code 0: done; 1: it failed; 2: asked wrongly; 130: interrupted.
+
+Only `up` needs Ray and pyarrow, and imports them itself: the others talk HTTP and start at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cluster.config import Config, load
+from cluster.errors import ConfigError, OnehopError
+from serve.auth import KEYS_ENV
+from serve.remote import (
+    ReplayOptions,
+    Where,
+    import_files,
+    replay_file,
+    show_status,
+    where_is,
+)
+
+if TYPE_CHECKING:
+    from serve.launch import Cluster
+
+DEFAULT_URL = f"http://{Config().host}:{Config().port}"
+
+Command = Callable[..., Any]
+
+
+def main() -> None:
+    """The console script: errors of ours become one line, never a traceback."""
+    try:
+        code = commands.main(prog_name="onehop", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except click.Abort:
+        click.echo("interrupted", err=True)
+        code = 130
+    except ConfigError as error:
+        click.echo(f"onehop: {error}", err=True)
+        code = 2
+    except OnehopError as error:
+        click.echo(f"onehop: {error}", err=True)
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="onehop", message="onehop %(version)s")
+def commands() -> None:
+    """onehop: an event goes in, and the same call answers with a decision that knows it."""
+
+
+@commands.command()
+@click.option("--host", help="Address to listen on; any but loopback needs keys.")
+@click.option("--port", type=int, help="Port to listen on; 0 takes a free one.")
+@click.option("--shards", type=int, help="Owners of key ranges.")
+@click.option("--gateways", type=int, help="HTTP processes.")
+@click.option("--data-dir", help="Keys and everything else that is kept.")
+@click.option("--address", help="Ray cluster to join; without it one is started here.")
+@click.option("--config", "file", envvar="ONEHOP_CONFIG", help="Settings file (TOML).")
+@click.option("--demo/--no-demo", default=None, help="Warm up with a made-up shop.")
+def up(file: str | None, **flags: Any) -> None:
+    """Start onehop and stay in the foreground; Ctrl-C ends it."""
+    config = load(file, os.environ, flags)
+    # Ray takes seconds to import: only here, and only after the settings turned out right.
+    from serve.launch import launch
+
+    click.echo("onehop is starting", err=True)
+    with _stoppable() as stop, launch(config) as cluster:
+        if config.demo:
+            _warm_up(config, cluster)
+        click.echo(_welcome(config, cluster))
+        stop.wait()
+        click.echo("onehop is stopping", err=True)
+    click.echo("onehop has stopped", err=True)
+
+
+@contextmanager
+def _stoppable() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set.
+
+    Before anybody waits for it, they interrupt what runs, so that a slow start can be ended.
+    Once set, further signals are ignored: ending takes seconds and must not be cut short.
+    """
+    stop = _Stop()
+    before = {s: signal.signal(s, stop.on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Stop(threading.Event):
+    def __init__(self) -> None:
+        super().__init__()
+        self._awaited = False
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self._awaited = True
+        return super().wait(timeout)
+
+    def on_signal(self, number: int, frame: object) -> None:
+        if not self.is_set():
+            self.set()
+            if not self._awaited:
+                raise KeyboardInterrupt
+
+
+def _warm_up(config: Config, cluster: Cluster) -> None:
+    """Make the demo shop and load it the way any other history is loaded."""
+    from serve.demo import write_demo
+
+    files = write_demo(config.data_path / "demo", int(time.time()))
+    where = Where(cluster.address, cluster.keys.sk if cluster.keys else "")
+    paths: dict[str, str | None] = {"events": str(files.events), "items": str(files.items)}
+    asyncio.run(import_files(where, paths, dry_run=False))
+
+
+def _welcome(config: Config, cluster: Cluster) -> str:
+    """What `up` says once everything answers: address, keys, a call to try."""
+    lines = [f"onehop is up at {cluster.address} with {config.shards} shards; Ctrl-C ends it."]
+    header = ""
+    if cluster.keys is None:
+        lines.append(f"Keys are those of {config.keys_path}.")
+    else:
+        path = config.data_path / KEYS_ENV
+        lines += [f"Keys are in {path}. Try:", "", f"  . {path}"]
+        header = '-H "X-API-Key: $ONEHOP_API_KEY" '
+    events = (
+        '[{"event":"Item Viewed","properties":{"itemId":"phone-007"}}]' if config.demo else "[]"
+    )
+    body = f'{{"userId":"ada","events":{events},"decisions":[{{"surface":"product"}}]}}'
+    lines.append(f"  curl -s {cluster.address}/v1/decide {header}-d '{body}'")
+    return "\n".join(["", *lines, ""])
+
+
+def remote(command: Command) -> Command:
+    """Options of every command that talks to a running onehop."""
+    for option in (
+        click.option(
+            "--data-dir", default=Config().data_dir, show_default=True, help="Has keys.env."
+        ),
+        click.option("--api-key", envvar="ONEHOP_API_KEY", help="Default: the one in keys.env."),
+        click.option(
+            "--url", envvar="ONEHOP_URL", default=DEFAULT_URL, show_default=True, help="Of onehop."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@commands.command("warm-start")
+@click.argument("events")
+@click.option("--items", help="Parquet of the catalogue.")
+@click.option("--profiles", help="Parquet of traits.")
+@click.option("--dry-run", is_flag=True, help="Read and check everything, load nothing.")
+@remote
+def warm_start(
+    events: str, items: str | None, profiles: str | None, dry_run: bool, **where: Any
+) -> None:
+    """Load EVENTS, a Parquet file or folder that the server can read."""
+    paths = {"events": events, "items": items, "profiles": profiles}
+    asyncio.run(import_files(where_is(**where), paths, dry_run))
+
+
+@commands.command("replay")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--rate", type=click.FloatRange(min=0), default=0.0, help="Events a second; 0: fast.")
+@click.option("--limit", type=click.IntRange(min=1), help="At most this many events.")
+@click.option("--decide", is_flag=True, help="Ask for a decision with each event.")
+@click.option("--create-items", is_flag=True, help="First add the items that events name.")
+@remote
+def replay_command(
+    file: Path, rate: float, limit: int | None, decide: bool, create_items: bool, **where: Any
+) -> None:
+    """Send the events of FILE (TSV or JSON lines, also gzip'd) through the API."""
+    options = ReplayOptions(rate, limit, decide, create_items)
+    asyncio.run(replay_file(where_is(**where), file, options))
+
+
+@commands.command("status")
+@remote
+def status_command(**where: Any) -> None:
+    """Shards, what they hold, and how fast they answer."""
+    asyncio.run(show_status(where_is(**where)))
