@@ -1,4 +1,4 @@
-"""Every failure as one shape: an RFC 9457 problem document. Status, body and headers; no I/O.
+"""Every failure as one shape: an RFC 9457 problem document. Status, body and headers.
 
 Rule: whatever the caller did wrong is a 4xx that names field, seen and wanted; a 5xx
 says that a retry with the same messageId is safe.
@@ -6,6 +6,7 @@ says that a retry with the same messageId is safe.
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ from actors.messages import Problem, problem
 from cluster.errors import AuthError, Overloaded, RequestError, StoreFull, Unavailable
 
 Header = tuple[bytes, bytes]
+
+LOG = logging.getLogger("onehop.serve")
 
 RETRY_AFTER_S = 1
 JSON_TYPE: Header = (b"content-type", b"application/json")
@@ -71,7 +74,8 @@ def too_large(what: str, seen_bytes: int, bytes_max: int) -> RequestError:
 
 
 def answer_of(error: Exception) -> Answer:
-    """The answer to a failure. Errors that are not ours become a 500 without their text."""
+    """The answer to a failure. Errors that are not ours become a 500 without their text, which
+    goes to the log."""
     if isinstance(error, RequestError):
         return Answer(error.status, problem(error))
     if isinstance(error, DECODE_ERRORS):
@@ -85,6 +89,7 @@ def answer_of(error: Exception) -> Answer:
         return _later(503, "the owner can't be reached, retry with the same messageId", str(error))
     if isinstance(error, StoreFull):
         return _later(503, "the memory ceiling is reached", str(error))
+    LOG.error("unexpected error", exc_info=error)
     return Answer(500, _document(500, "an internal error happened, retry with the same messageId"))
 
 

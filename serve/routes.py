@@ -26,7 +26,7 @@ from serve.auth import Caller
 from serve.fast_lane import installed, respond
 from serve.gateway import BATCH_ROUTE, FAST_ROUTES, Gateway, decode
 from serve.metrics import exposition
-from serve.openapi import ImportRequest, ItemsBatch, describe
+from serve.openapi import ImportRequest, ItemResult, ItemsAnswer, ItemsBatch, describe
 from serve.problems import JSON_TYPE, PROBLEM_TYPE, Answer, answer_of, http_problem, too_large
 from serve.stream import STREAM_ROUTE, serve_stream
 
@@ -99,13 +99,14 @@ async def put_item(gateway: Gateway, caller: Caller, request: Request) -> Answer
         raise RequestError(422, "the id differs from the path's", "id", seen, item_id)
     decode(msgspec.json.encode(fields), Item)
     results = await gateway.control.put_items(caller.tenant, msgspec.json.encode([fields]))
-    return _one_result(results)
+    (result,) = _results(results)
+    return Answer(result.status, msgspec.json.encode(result.error or result))
 
 
 async def put_items(gateway: Gateway, caller: Caller, request: Request) -> Answer:
     batch: ItemsBatch = decode(await read_body(request), ItemsBatch)
     results = await gateway.control.put_items(caller.tenant, msgspec.json.encode(batch.items))
-    return Answer(200, b'{"results":%b}' % results)
+    return Answer(200, msgspec.json.encode(ItemsAnswer(_results(results))))
 
 
 async def get_item(gateway: Gateway, caller: Caller, request: Request) -> Answer:
@@ -275,11 +276,9 @@ def _item_id(request: Request) -> str:
     return item_id
 
 
-def _one_result(results: bytes) -> Answer:
-    (result,) = msgspec.json.decode(results, type=list[dict[str, msgspec.Raw]])
-    status = int(bytes(result["status"]))
-    return Answer(status, bytes(result["error"] if "error" in result else _encoded(result)))
-
-
-def _encoded(value: Any) -> bytes:
-    return msgspec.json.encode(value)
+def _results(results: bytes) -> list[ItemResult]:
+    """The coordinator's results; it leaves out a status of 200."""
+    return [
+        msgspec.convert({"status": 200} | result, ItemResult)
+        for result in msgspec.json.decode(results, type=list[dict[str, Any]])
+    ]

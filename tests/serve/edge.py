@@ -46,7 +46,7 @@ class FakeControl:
         items = msgspec.json.decode(items_json)
         for item in items:
             self.items[tenant, item["id"]] = item
-        return msgspec.json.encode([{"id": item["id"], "status": 200} for item in items])
+        return msgspec.json.encode([{"id": item["id"]} for item in items])
 
     async def delete_items(self, tenant: str, ids: list[str]) -> list[bool]:
         return [self.items.pop((tenant, item_id), None) is not None for item_id in ids]
