@@ -141,7 +141,7 @@ class Server:
         command: Sequence[str],
         log: Path,
         environment: Mapping[str, str] | None = None,
-        timeout_s: float = 90.0,
+        timeout_s: float = 180.0,
     ) -> None:
         self.log = log
         with log.open("wb") as output:

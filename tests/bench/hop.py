@@ -123,6 +123,7 @@ class Bench:
         self._seed = seed
         self._folder = folder
         self._servers: dict[str, Server] = {}
+        self._homes: dict[str, Path] = {}
         self._ports: dict[str, int] = {}
         self._references: dict[str, Reference] = {}
         self._runs = 0
@@ -137,7 +138,7 @@ class Bench:
         for name in dict.fromkeys(arm.server for arm in self._arms):
             began = time.monotonic()
             # Short, since Unix sockets lie below it.
-            home = self._folder / str(len(self._servers))
+            home = self._homes[name] = self._folder / str(len(self._servers))
             home.mkdir()
             port = self._ports[name] = free_port()
             command = [sys.executable, "-m", "tests.bench.hop_server", name]
@@ -188,7 +189,7 @@ class Bench:
         if arm.load == "wrk":
             return [post(port, body) for body in bodies]
         command = [sys.executable, "-m", "tests.bench.hop_client", "ask", arm.load]
-        command += ["--port", str(port)]
+        command += ["--port", str(port), "--home", str(self._homes[arm.server])]
         done = subprocess.run(
             command, input=b"\n".join(bodies), capture_output=True, check=True, timeout=60
         )
@@ -220,7 +221,8 @@ class Bench:
             command += ["--timeout", "10s", f"{LOOPBACK}:{port}", "--", pool, prefix]
         else:
             command = [sys.executable, "-m", "tests.bench.hop_client", "load", arm.load]
-            command += ["--port", str(port), "--pool", pool, "--prefix", prefix]
+            command += ["--port", str(port), "--home", str(self._homes[arm.server])]
+            command += ["--pool", pool, "--prefix", prefix]
             command += ["--inflight", str(connections), "--seconds", str(seconds)]
         processes = self._servers[arm.server].processes()
         before_s = cpu_s(processes)

@@ -1,12 +1,14 @@
 """The load of `tests.bench.hop` that wrk can't make: WebSocket and SDK callers, one process.
 
-    python -m tests.bench.hop_client load MODE --port P --pool FILE --prefix HEX --inflight N ...
-    python -m tests.bench.hop_client ask MODE --port P       bodies on stdin, answers on stdout
-    python -m tests.bench.hop_client fill --port P --seed N  catalogue and histories into onehop
+    python -m tests.bench.hop_client load MODE --port P --home F --pool FILE --prefix HEX ...
+    python -m tests.bench.hop_client ask MODE --port P --home F   bodies on stdin, answers on stdout
+    python -m tests.bench.hop_client fill --port P --seed N       catalogue and histories
 
 MODE ws      one WebSocket, N messages in flight; what is ready in one turn leaves as one array
      ws_each N WebSockets with one message in flight each, as N pages would
-     sdk     one `serve.client.Client` with N concurrent callers, straight to the owners
+     sdk     one `serve.client.Client` with N concurrent callers, straight to the owners: JSON in,
+             JSON out, as in all other arms
+`home` is the server's data folder, which holds the key.
 `load` prints one JSON line in the form that hop.lua prints.
 """
 
@@ -25,6 +27,9 @@ from typing import Any
 import msgspec
 import uvloop
 
+from cluster.errors import OnehopError
+from serve.auth import KEYS_ENV, read_environment
+from serve.client import Client
 from tests.bench.harness import percentile
 from tests.bench.hop_work import (
     EVENT,
@@ -39,7 +44,8 @@ from tests.bench.hop_work import (
 ITEMS_CHUNK = 500
 FILL_INFLIGHT = 256
 
-Ask = Callable[[bytes], Awaitable[bytes]]
+# A person's id and a decide body that holds it -> the answer.
+Ask = Callable[[str, bytes], Awaitable[bytes]]
 
 
 class Reply(msgspec.Struct):
@@ -90,7 +96,7 @@ class Stream(asyncio.Protocol):
             if not future.done():
                 future.set_exception(error or ConnectionError("the stream was closed"))
 
-    def call(self, request: bytes) -> asyncio.Future[bytes]:
+    def call(self, _user: str, request: bytes) -> asyncio.Future[bytes]:
         """One decide body in, its answer out. Raises RuntimeError unless the status is 200."""
         self._count += 1
         future: asyncio.Future[bytes] = self._loop.create_future()
@@ -150,19 +156,29 @@ class Stream(asyncio.Protocol):
         return text
 
 
-async def askers(mode: str, port: int, count: int) -> list[Ask]:
-    """`count` callers: functions from a decide body to its answer."""
+async def askers(mode: str, port: int, home: Path | None, count: int) -> list[Ask]:
+    """`count` callers."""
     if mode == "ws":
         stream = await Stream.connect(port)
         return [stream.call] * count
     if mode == "ws_each":
         return [(await Stream.connect(port)).call for _ in range(count)]
-    raise ValueError(f"mode must be ws, ws_each or sdk, got {mode}")
+    keys = read_environment((home or Path()) / KEYS_ENV)
+    assert keys is not None, f"no keys in {home}"
+    client = Client(f"http://127.0.0.1:{port}", keys.sk, direct=True)
+    await client.start()
+
+    async def sdk(user: str, request: bytes) -> bytes:
+        return await client.decide_raw(request, user_id=user)
+
+    return [sdk] * count
 
 
 async def load(flags: argparse.Namespace) -> dict[str, float]:
     """Each caller sends its next request as soon as it has an answer, for `seconds`."""
     tails = flags.pool.read_bytes().splitlines()
+    # Each begins ","userId":"u17",
+    users = [tail.split(b'"', 5)[4].decode() for tail in tails]
     latencies: list[float] = []
     errors = 0
     sent = int(flags.prefix, 16) * 7919
@@ -172,15 +188,16 @@ async def load(flags: argparse.Namespace) -> dict[str, float]:
         nonlocal sent, errors
         while (start := clock()) < stop:
             sent += 1
+            at = sent % len(tails)
             try:
-                await ask(body(f"{flags.prefix}{sent:016d}", tails[sent % len(tails)]))
-            except (RuntimeError, OSError) as error:
+                await ask(users[at], body(f"{flags.prefix}{sent:016d}", tails[at]))
+            except (RuntimeError, OSError, OnehopError) as error:
                 errors += 1
                 print(error, file=sys.stderr)
                 continue
             latencies.append(clock() - start)
 
-    callers = await askers(flags.mode, flags.port, flags.inflight)
+    callers = await askers(flags.mode, flags.port, flags.home, flags.inflight)
     began = clock()
     await asyncio.gather(*(caller(ask, began + flags.seconds) for ask in callers))
     took_s = clock() - began
@@ -196,9 +213,10 @@ async def load(flags: argparse.Namespace) -> dict[str, float]:
 
 async def ask(flags: argparse.Namespace) -> None:
     """Answer each line of standard input with a line, one after the other."""
-    [call] = await askers(flags.mode, flags.port, 1)
+    [call] = await askers(flags.mode, flags.port, flags.home, 1)
     for line in sys.stdin.buffer:
-        sys.stdout.buffer.write(await call(line.rstrip()) + b"\n")
+        user = json.loads(line)["userId"]
+        sys.stdout.buffer.write(await call(user, line.rstrip()) + b"\n")
 
 
 async def fill(flags: argparse.Namespace) -> None:
@@ -225,9 +243,9 @@ async def fill(flags: argparse.Namespace) -> None:
             ]
             rest = {"userId": person_id(person), "events": events}
             tail = b'",' + json.dumps(rest, separators=(",", ":")).encode()[1:]
-            await call(body(f"fill{person:020d}", tail))
+            await call("", body(f"fill{person:020d}", tail))
 
-    callers = await askers("ws", flags.port, FILL_INFLIGHT)
+    callers = await askers("ws", flags.port, None, FILL_INFLIGHT)
     await asyncio.gather(*(caller(call) for call in callers))
 
 
@@ -236,6 +254,7 @@ def main() -> None:
     parser.add_argument("what", choices=("load", "ask", "fill"))
     parser.add_argument("mode", nargs="?", choices=("ws", "ws_each", "sdk"))
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--home", type=Path)
     parser.add_argument("--pool", type=Path)
     parser.add_argument("--prefix", default="00000000")
     parser.add_argument("--inflight", type=int, default=1)
