@@ -27,7 +27,7 @@ ENV_RESERVED = frozenset(
 
 Positive = Annotated[int, Meta(ge=1)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
-Seconds = Annotated[float, Meta(gt=0)]
+Seconds = Annotated[float, Meta(gt=0, le=1e9)]
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

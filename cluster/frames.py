@@ -154,7 +154,7 @@ class ServerHandshake:
         """Decode a hello. Raises AuthError if it is malformed or of another version."""
         try:
             hello = msgspec.msgpack.decode(body, type=Hello)
-        except (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise AuthError(f"hello is malformed: {error}") from None
         if hello.version != VERSION:
             raise AuthError(f"hello version must be {VERSION}, got {hello.version}")
@@ -188,7 +188,7 @@ class ClientHandshake:
         """The hello frame. Raises AuthError if the server speaks another version."""
         try:
             version, nonce = msgspec.msgpack.decode(challenge_body, type=tuple[int, bytes])
-        except (msgspec.ValidationError, msgspec.DecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise AuthError(f"challenge is malformed: {error}") from None
         if version != VERSION:
             raise AuthError(f"server version must be {VERSION}, got {version}")

@@ -23,9 +23,13 @@ ANONYMOUS = "a"
 def key_bytes(tenant: str, id_type: str, person_id: str) -> bytes:
     """The bytes that are hashed: tenant, id type and id, parted by NUL.
 
-    Raises RequestError if the id is empty, longer than ID_BYTES_MAX or holds a NUL.
+    Raises RequestError if the id is empty, longer than ID_BYTES_MAX, or holds a NUL or half a
+    surrogate pair, which has no UTF-8.
     """
-    raw = person_id.encode()
+    try:
+        raw = person_id.encode()
+    except UnicodeEncodeError:
+        raw = b""
     if not raw or len(raw) > ID_BYTES_MAX or 0 in raw:
         field = "userId" if id_type == USER else "anonymousId"
         raise RequestError(
@@ -33,7 +37,7 @@ def key_bytes(tenant: str, id_type: str, person_id: str) -> bytes:
             "the id is not usable",
             field,
             repr(person_id),
-            f"1 to {ID_BYTES_MAX} bytes without NUL",
+            f"1 to {ID_BYTES_MAX} bytes of UTF-8 without NUL",
         )
     return b"%b\0%b\0%b" % (tenant.encode(), id_type.encode(), raw)
 

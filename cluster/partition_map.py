@@ -6,8 +6,10 @@ A map covers the whole hash space without gap or overlap; anything else can't be
 from __future__ import annotations
 
 from bisect import bisect_right
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from cluster.keys import HASH_SPACE, KeyRange
 
@@ -20,7 +22,7 @@ class Owner(msgspec.Struct, frozen=True, rename="camel"):
 
     shard_id: str
     host: str
-    port: int
+    port: Annotated[int, Meta(ge=0, le=65535)]
     start: str
     stop: str
     node_id: str = ""
@@ -79,5 +81,5 @@ def encode_map(partition_map: PartitionMap) -> bytes:
 
 
 def decode_map(data: bytes) -> PartitionMap:
-    """The inverse of `encode_map`. Raises msgspec.ValidationError or ValueError."""
+    """The inverse of `encode_map`. Raises ValueError (msgspec's errors are ValueErrors)."""
     return msgspec.json.decode(data, type=PartitionMap)

@@ -12,13 +12,13 @@ from hashlib import sha256
 
 import msgspec
 
+from cluster.access import key_id
 from cluster.errors import ConfigError, OnehopError, Overloaded, Unavailable
 from cluster.frames import Op
 from cluster.partition_map import PartitionMap, decode_map
 from serve.client_http import SUCCESS, Http, failure
 from serve.router import Router
 
-KEY_ID_DIGITS = 12
 PROBE_TIMEOUT_S = 1.0
 PROBE_AGAIN_S = 30.0
 BACKOFF_MIN_S = 0.05
@@ -138,11 +138,11 @@ class Delivery:
         status, body, _wait_s = await self._http.request("GET", "/v1/shards")
         if status not in SUCCESS:
             raise failure(status, body)
-        secret = sha256(self._api_key.encode())
+        key = self._api_key.encode()
         router = Router(
             self._fetch_map,
-            secret.hexdigest()[:KEY_ID_DIGITS],
-            secret.digest(),
+            key_id(key),
+            sha256(key).digest(),
             inflight_max=self._inflight_max,
             request_timeout_s=self._timeout_s,
             map_wait_s=self._timeout_s,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import random
 
 import msgspec
 import pytest
 
+from actors.messages import Problem
 from cluster.errors import AuthError, ConfigError, Overloaded, Unavailable
 from serve.client import ApiError
 from serve.client_http import RETRY_AFTER_MAX_S
@@ -170,3 +172,9 @@ async def test_calls_before_the_start_connect_once() -> None:
     await client.close()
     await gateway.stop()
     await owner.stop()
+
+
+def test_what_a_refusal_said_crosses_processes() -> None:
+    error = ApiError(409, Problem("other body", 409, field="messageId"))
+    copy = pickle.loads(pickle.dumps(error))
+    assert (copy.status, copy.problem, str(copy)) == (409, error.problem, "409: other body")
