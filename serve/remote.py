@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from itertools import islice
@@ -95,10 +94,9 @@ async def import_files(where: Where, paths: dict[str, str | None], dry_run: bool
     """
     # A relative path means the caller's folder, not the server's.
     spec: dict[str, Any] = {n: str(Path(p).expanduser().resolve()) for n, p in paths.items() if p}
-    begun = time.monotonic()
     async with connected(where) as http:
         status = await call(http, "POST", "/v1/imports", spec | {"dryRun": dry_run})
-        path = f"/v1/imports/{status['importId']}"
+        path = f"/v1/imports/{status['id']}"
         with click.progressbar(length=1, label="rows", file=sys.stderr) as bar:
             while status["state"] == "running":
                 await asyncio.sleep(POLL_S)
@@ -106,19 +104,23 @@ async def import_files(where: Where, paths: dict[str, str | None], dry_run: bool
                 bar.length = max(status["rowsTotal"], 1)
                 bar.update(status["rowsDone"] - bar.pos)
     if status["state"] != "done":
-        raise Unavailable(f"the import {status['state']}: {status.get('error', 'no reason given')}")
-    click.echo(import_text(status, time.monotonic() - begun, dry_run))
+        raise Unavailable(f"the import {status['state']}: {status['error']}")
+    click.echo(import_text(status))
 
 
-def import_text(status: dict[str, Any], took_s: float, dry_run: bool) -> str:
-    """What an import did, in one or two lines."""
-    rows = status["rowsDone"]
-    verb = "checked" if dry_run else "loaded"
-    text = f"{verb} {rows:,} rows in {took_s:.1f} s ({rows / max(took_s, 1e-9):,.0f} rows/s)"
-    rejected = status["rejected"]
-    if rejected:
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(rejected.items()))
-        text += f"\nrejected: {reasons}; samples in {status['rejectsFile']}"
+def import_text(status: dict[str, Any]) -> str:
+    """What an import did, in one line, and one more if rows were refused."""
+    verb = "checked" if status["dryRun"] else "loaded"
+    text = (
+        f"{verb} {status['rowsDone']:,} rows in {status['seconds']:.1f} s "
+        f"({status['rowsPerS']:,.0f} rows/s), {status['itemsAdded']:,} items are new"
+    )
+    if status["resumedFrom"]:
+        text += f", {status['resumedFrom']:,} rows were loaded before"
+    if status["rejected"]:
+        reasons = sorted(status["rejectedByReason"].items())
+        shown = ", ".join(f"{count:,} {reason}" for reason, count in reasons)
+        text += f"\nrejected: {shown}; samples in {status['rejectsFile']}"
     return text
 
 

@@ -8,8 +8,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from actors.warm_start_actor import ImportStatus
 from serve.cli import main
 from tests.serve.test_status import STATS, owner
 
@@ -18,14 +20,9 @@ Run = Callable[..., tuple[int, str, str]]
 EVENTS = "user_id\titem_id\tevent\ttimestamp\n" + "".join(
     f"{i % 7}\titem-{i % 5}\tpv\t{1511544070 + i}\n" for i in range(40)
 )
-DONE = {
-    "importId": "i1",
-    "state": "done",
-    "rowsDone": 1_000,
-    "rowsTotal": 1_000,
-    "rejected": {},
-    "rejectsFile": "",
-}
+DONE = msgspec.to_builtins(
+    ImportStatus("i1", "done", 1_000, 1_000, accepted=1_000, seconds=0.5, rows_per_s=2_000.0)
+)
 
 
 class Standin:
@@ -197,7 +194,16 @@ def test_warm_start_sends_whole_paths_and_reports(
     ]
     standin.answers["GET", "/v1/imports/i1"] = [
         (200, DONE | {"state": "running", "rowsDone": 400}),
-        (200, DONE | {"rejected": {"bad_time": 3}, "rejectsFile": "/data/r.jsonl"}),
+        (
+            200,
+            DONE
+            | {
+                "dryRun": True,
+                "rejected": 3,
+                "rejectedByReason": {"bad_time": 3},
+                "rejectsFile": "/data/r.jsonl",
+            },
+        ),
     ]
     monkeypatch.chdir(tmp_path)
     code, out, _ = run("warm-start", "e.parquet", "--items", "i.parquet", "--dry-run", "--url", url)
@@ -209,7 +215,7 @@ def test_warm_start_sends_whole_paths_and_reports(
             "dryRun": True,
         }
     ]
-    assert "checked 1,000 rows" in out
+    assert "checked 1,000 rows in 0.5 s (2,000 rows/s)" in out
     assert "3 bad_time; samples in /data/r.jsonl" in out
 
 
