@@ -20,7 +20,8 @@ import json
 import sys
 import time
 import urllib.request
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -156,22 +157,23 @@ class Stream(asyncio.Protocol):
         return text
 
 
-async def askers(mode: str, port: int, home: Path | None, count: int) -> list[Ask]:
+@asynccontextmanager
+async def askers(mode: str, port: int, home: Path | None, count: int) -> AsyncIterator[list[Ask]]:
     """`count` callers."""
     if mode == "ws":
         stream = await Stream.connect(port)
-        return [stream.call] * count
-    if mode == "ws_each":
-        return [(await Stream.connect(port)).call for _ in range(count)]
-    keys = read_environment((home or Path()) / KEYS_ENV)
-    assert keys is not None, f"no keys in {home}"
-    client = Client(f"http://127.0.0.1:{port}", keys.sk, direct=True)
-    await client.start()
+        yield [stream.call] * count
+    elif mode == "ws_each":
+        yield [(await Stream.connect(port)).call for _ in range(count)]
+    else:
+        keys = read_environment((home or Path()) / KEYS_ENV)
+        assert keys is not None, f"no keys in {home}"
+        async with Client(f"http://127.0.0.1:{port}", keys.sk, direct=True) as client:
 
-    async def sdk(user: str, request: bytes) -> bytes:
-        return await client.decide_raw(request, user_id=user)
+            async def sdk(user: str, request: bytes) -> bytes:
+                return await client.decide_raw(request, user_id=user)
 
-    return [sdk] * count
+            yield [sdk] * count
 
 
 async def load(flags: argparse.Namespace) -> dict[str, float]:
@@ -197,10 +199,10 @@ async def load(flags: argparse.Namespace) -> dict[str, float]:
                 continue
             latencies.append(clock() - start)
 
-    callers = await askers(flags.mode, flags.port, flags.home, flags.inflight)
-    began = clock()
-    await asyncio.gather(*(caller(ask, began + flags.seconds) for ask in callers))
-    took_s = clock() - began
+    async with askers(flags.mode, flags.port, flags.home, flags.inflight) as callers:
+        began = clock()
+        await asyncio.gather(*(caller(ask, began + flags.seconds) for ask in callers))
+        took_s = clock() - began
     latencies.sort()
     return {
         "requests": len(latencies),
@@ -213,10 +215,10 @@ async def load(flags: argparse.Namespace) -> dict[str, float]:
 
 async def ask(flags: argparse.Namespace) -> None:
     """Answer each line of standard input with a line, one after the other."""
-    [call] = await askers(flags.mode, flags.port, flags.home, 1)
-    for line in sys.stdin.buffer:
-        user = json.loads(line)["userId"]
-        sys.stdout.buffer.write(await call(user, line.rstrip()) + b"\n")
+    async with askers(flags.mode, flags.port, flags.home, 1) as [call]:
+        for line in sys.stdin.buffer:
+            user = json.loads(line)["userId"]
+            sys.stdout.buffer.write(await call(user, line.rstrip()) + b"\n")
 
 
 async def fill(flags: argparse.Namespace) -> None:
@@ -245,8 +247,8 @@ async def fill(flags: argparse.Namespace) -> None:
             tail = b'",' + json.dumps(rest, separators=(",", ":")).encode()[1:]
             await call("", body(f"fill{person:020d}", tail))
 
-    callers = await askers("ws", flags.port, None, FILL_INFLIGHT)
-    await asyncio.gather(*(caller(call) for call in callers))
+    async with askers("ws", flags.port, None, FILL_INFLIGHT) as callers:
+        await asyncio.gather(*(caller(call) for call in callers))
 
 
 def main() -> None:
