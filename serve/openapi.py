@@ -34,11 +34,18 @@ Path4096 = Annotated[str, Meta(min_length=1, max_length=4096)]
 
 
 class ImportRequest(Strict):
-    """`POST /v1/imports`: Parquet files or folders that the server can read."""
+    """`POST /v1/imports`: Parquet files or folders that the server can read, at least one.
 
-    events: Path4096
+    mapping       field -> column, where a column is named otherwise
+    strict_items  refuse events on unknown items instead of adding the items
+    dry_run       check and count everything, change nothing
+    """
+
+    events: Path4096 | None = None
     items: Path4096 | None = None
     profiles: Path4096 | None = None
+    mapping: Annotated[dict[Name, Name], Meta(max_length=64)] = msgspec.field(default_factory=dict)
+    strict_items: bool = False
     dry_run: bool = False
 
 
@@ -129,9 +136,10 @@ class ShardAnswer(Wire):
 
 
 class ShardsAnswer(Wire):
-    """The answer to `GET /v1/shards`: the partition map."""
+    """The answer to `GET /v1/shards`: the partition map, and the tenant of the caller's key."""
 
     epoch: int
+    tenant: str
     owners: list[ShardAnswer]
 
 

@@ -1,0 +1,29 @@
+"""The one running onehop that all tests with the mark `cluster` share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cluster.config import Config
+
+if TYPE_CHECKING:
+    from serve.launch import Cluster
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Two shards and one gateway behind HAProxy, on free ports of loopback, with keys.
+
+    Shared, and started once: a test uses people and items of its own.
+    """
+    # Ray takes seconds to import: only the tests that need it pay.
+    from serve.launch import launch
+
+    config = Config(
+        port=0, data_dir=str(tmp_path_factory.mktemp("data")), shards=2, profiles_max=100_000
+    )
+    with launch(config) as running:
+        yield running
