@@ -15,7 +15,15 @@ from typing import cast
 from actors.people import SECRET_ROLE, Caller, parse_caller
 from actors.shard import Answer, Shard
 from cluster.errors import AuthError, FrameError, RequestError
-from cluster.frames import Frame, FrameDecoder, Op, ServerHandshake, encode_frame
+from cluster.frames import (
+    FRAME_BYTES_MAX,
+    HANDSHAKE_BYTES_MAX,
+    Frame,
+    FrameDecoder,
+    Op,
+    ServerHandshake,
+    encode_frame,
+)
 
 LOG = logging.getLogger("onehop.actors")
 
@@ -57,7 +65,7 @@ class OwnerConnection(asyncio.Protocol):
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._shard = endpoint.shard
-        self._decoder = FrameDecoder()
+        self._decoder = FrameDecoder(HANDSHAKE_BYTES_MAX)
         self._handshake = ServerHandshake()
         self._trusted = False
         self._caller: Caller | None = None
@@ -98,7 +106,12 @@ class OwnerConnection(asyncio.Protocol):
             frames = self._decoder.feed(data)
             if not (self._trusted or self._caller):
                 frames = self._greet(frames)
-        except (FrameError, AuthError) as error:
+        except AuthError as error:
+            if self._transport is not None:
+                self._transport.write(self._handshake.refusal(error))
+            self.close(str(error))
+            return
+        except FrameError as error:
             self.close(str(error))
             return
         out: list[bytes] = []
@@ -136,6 +149,7 @@ class OwnerConnection(asyncio.Protocol):
         if caller is None:
             self._trusted = True
         self._caller = caller
+        self._decoder.bytes_max = FRAME_BYTES_MAX
         if self._hello_timer is not None:
             self._hello_timer.cancel()
         if self._transport is not None:

@@ -65,6 +65,8 @@ class Hop(Protocol):
         self, shard_id: str, op: Op, body: bytes = b"", meta: bytes = b""
     ) -> tuple[int, bytes]: ...
 
+    async def refresh(self, epoch: int, wait_s: float) -> None: ...
+
 
 class Control(Protocol):
     """The part of the coordinator that the gateway uses."""

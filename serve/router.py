@@ -156,6 +156,11 @@ class Router:
                 return reply
         raise Unavailable(f"there is no shard {shard_id!r} in the map of epoch {self.map.epoch}")
 
+    async def refresh(self, epoch: int, wait_s: float) -> None:
+        """Ask for a map newer than `epoch`, unless this one is; wait for it at most `wait_s`."""
+        if self.map.epoch <= epoch and not self._closed:
+            await asyncio.wait([self._refresh()], timeout=wait_s)
+
     async def _again(
         self,
         reply: Reply | None,

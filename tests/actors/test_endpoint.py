@@ -94,18 +94,34 @@ def test_answers_carry_the_id_of_their_request() -> None:
 def test_without_the_secret_nobody_gets_in(principal: str, secret: bytes) -> None:
     async def act(endpoint: Endpoint, connect: Callable[[], Awaitable[Peer]]) -> None:
         peer = await connect()
-        with pytest.raises(ConnectionError):
+        with pytest.raises(AuthError):
             await peer.greet(principal, secret)
+        with pytest.raises(ConnectionError):
+            await peer.frame()
         assert not endpoint.connections
 
     with_endpoint(act)
 
 
-def test_a_request_before_the_hello_ends_the_connection_unanswered() -> None:
+def test_who_is_refused_is_told_why() -> None:
+    async def act(endpoint: Endpoint, connect: Callable[[], Awaitable[Peer]]) -> None:
+        peer = await connect()
+        challenge = (await peer.frame())[4]
+        peer.writer.write(ClientHandshake("stranger", SECRET).hello(challenge))
+        _, op, status, _, body = await peer.frame()
+        assert (op, status) == (Op.REPLY, 401)
+        assert body == b"hello of 'stranger' is not proven"
+
+    with_endpoint(act)
+
+
+def test_a_request_before_the_hello_ends_the_connection() -> None:
     async def act(endpoint: Endpoint, connect: Callable[[], Awaitable[Peer]]) -> None:
         peer = await connect()
         await peer.frame()
         peer.ask(1, Op.TRACK, {"userId": "a", "event": "e"})
+        request, _, status, _, _ = await peer.frame()
+        assert (request, status) == (0, 401)
         with pytest.raises(ConnectionError):
             await peer.frame()
         assert len(endpoint.shard.store) == 0

@@ -77,6 +77,7 @@ class Edge(NamedTuple):
         headers: Headers = (LOCAL,),
         app: Any = None,
         cut: int = 0,
+        query: bytes = b"",
     ) -> Reply:
         """One HTTP request. cut: the body arrives in pieces of this many bytes (0: at once)."""
         step = cut or len(body) or 1
@@ -100,7 +101,7 @@ class Edge(NamedTuple):
             "raw_path": path.encode(),
             "root_path": "",
             "scheme": "http",
-            "query_string": b"",
+            "query_string": query,
             "headers": list(headers),
             "server": ("127.0.0.1", 8000),
             "client": ("127.0.0.1", 50_000),

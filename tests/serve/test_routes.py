@@ -8,8 +8,9 @@ import pytest
 
 from cluster.frames import Op
 from serve.openapi import OPERATIONS
+from serve.router import Router
 from tests.serve.edge import LOCAL, key_header, new_edge
-from tests.serve.fake_owner import asynchronous
+from tests.serve.fake_owner import Maps, asynchronous, map_of
 
 ITEM = b'{"attributes":{"brand":"x","price":9.5},"embedding":[0.5,1]}'
 
@@ -104,7 +105,7 @@ async def test_imports_are_started_and_looked_up(tmp_path: Path):
 async def test_shards_are_the_map_with_counters(tmp_path: Path):
     async with new_edge(tmp_path, lambda op, meta, body: (200, b'{"profiles":3}')) as edge:
         answer = (await edge.call("GET", "/v1/shards")).json
-        assert answer["epoch"] == 1
+        assert (answer["epoch"], answer["tenant"]) == (1, "default")
         (owner,) = answer["owners"]
         assert owner["port"] == edge.owner.port
         assert owner["stats"] == {"profiles": 3}
@@ -176,3 +177,17 @@ async def test_a_body_beyond_one_megabyte_is_413_on_slow_routes_too(tmp_path: Pa
     async with new_edge(tmp_path) as edge:
         reply = await edge.post("/v1/items:batch", b" " * (1 << 20) + b"x", cut=65_536)
         assert reply.status == 413
+
+
+@asynchronous
+async def test_who_knows_of_a_newer_epoch_makes_the_gateway_look_for_it(tmp_path: Path):
+    async with new_edge(tmp_path) as edge:
+        router = edge.gateway.router
+        assert isinstance(router, Router)
+        maps = router._fetch_map
+        assert isinstance(maps, Maps)
+        maps.newest = map_of(2, edge.owner)
+        assert (await edge.call("GET", "/v1/shards")).json["epoch"] == 1
+        assert (await edge.call("GET", "/v1/shards", query=b"newerThan=0")).json["epoch"] == 1
+        assert (await edge.call("GET", "/v1/shards", query=b"newerThan=1")).json["epoch"] == 2
+        assert (await edge.call("GET", "/v1/shards", query=b"newerThan=x")).status == 422
