@@ -31,6 +31,8 @@ from serve.problems import JSON_TYPE, PROBLEM_TYPE, Answer, answer_of, http_prob
 from serve.stream import STREAM_ROUTE, serve_stream
 
 ITEM_ID_MAX = 256
+# Shorter than the timeout of any SDK that waits for the answer.
+MAP_WAIT_S = 1.0
 _DECISION_ID = re.compile("[0-9a-f]{32}")
 
 Work = Callable[[Gateway, Caller, Request], Awaitable[Answer]]
@@ -126,6 +128,8 @@ async def delete_item(gateway: Gateway, caller: Caller, request: Request) -> Ans
 
 async def post_import(gateway: Gateway, caller: Caller, request: Request) -> Answer:
     spec: ImportRequest = decode(await read_body(request), ImportRequest)
+    if not (spec.events or spec.items or spec.profiles):
+        raise RequestError(422, "there is nothing to import", wanted="events, items or profiles")
     return Answer(202, await gateway.control.start_import(caller.tenant, msgspec.json.encode(spec)))
 
 
@@ -138,13 +142,21 @@ async def get_import(gateway: Gateway, caller: Caller, request: Request) -> Answ
 
 
 async def get_shards(gateway: Gateway, caller: Caller, request: Request) -> Answer:
+    newer_than = request.query_params.get("newerThan", "")
+    if newer_than.isdecimal() and len(newer_than) < 19:
+        # An SDK was told of a newer epoch, of which this gateway may not know either.
+        await gateway.router.refresh(int(newer_than), MAP_WAIT_S)
+    elif newer_than:
+        raise RequestError(422, "the epoch is no number", "newerThan", newer_than, "an epoch")
     partition_map = gateway.router.map
     stats = await shard_stats(gateway)
     owners = [
         msgspec.to_builtins(owner) | {"stats": stats[owner.shard_id]}
         for owner in partition_map.owners
     ]
-    return Answer(200, msgspec.json.encode({"epoch": partition_map.epoch, "owners": owners}))
+    # The tenant, since with it the SDK computes its people's places.
+    answer = {"epoch": partition_map.epoch, "tenant": caller.tenant, "owners": owners}
+    return Answer(200, msgspec.json.encode(answer))
 
 
 async def get_metrics(gateway: Gateway, caller: Caller, request: Request) -> Answer:
