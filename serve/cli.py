@@ -183,13 +183,14 @@ def warm_start(
 @click.option("--limit", type=click.IntRange(min=1), help="At most this many events.")
 @click.option("--decide", is_flag=True, help="Ask for a decision with each event.")
 @click.option("--create-items", is_flag=True, help="First add the items that events name.")
+@click.option("--direct", is_flag=True, help="Straight to the owners, not through HTTP.")
 @remote
 def replay_command(
-    file: Path, rate: float, limit: int | None, decide: bool, create_items: bool, **where: Any
+    file: Path, url: str, api_key: str | None, data_dir: str, **options: Any
 ) -> None:
     """Send the events of FILE (TSV or JSON lines, also gzip'd) through the API."""
-    options = ReplayOptions(rate, limit, decide, create_items)
-    asyncio.run(replay_file(where_is(**where), file, options))
+    where = where_is(url, api_key, data_dir)
+    asyncio.run(replay_file(where, file, ReplayOptions(**options)))
 
 
 @commands.command("status")

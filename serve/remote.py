@@ -40,12 +40,16 @@ class Where(NamedTuple):
 
 
 class ReplayOptions(NamedTuple):
-    """How a file is replayed; rate in events a second, 0 for as fast as answers come."""
+    """How a file is replayed; rate in events a second, 0 for as fast as answers come.
+
+    direct  straight to the owners, instead of through HTTP
+    """
 
     rate: float
     limit: int | None
     decide: bool
     create_items: bool
+    direct: bool
 
 
 def where_is(url: str, api_key: str | None, data_dir: str) -> Where:
@@ -131,7 +135,7 @@ async def replay_file(where: Where, file: Path, options: ReplayOptions) -> None:
     """
     tally = Tally()
     bad: list[BadLine] = []
-    async with Client(where.url, where.key) as client:
+    async with Client(where.url, where.key, direct=options.direct) as client:
         if options.create_items:
             await _create_items(client, sorted(item_ids(file)))
         send = _decide_with(client) if options.decide else _track_with(client)
