@@ -1,6 +1,10 @@
 """Starts a whole onehop and ends it: Ray, coordinator, shards, gateway. For CLI, tests, benchmarks.
 
 Rule: what `launch` started, `close` ends, to the last process; what was there before stays.
+
+On loopback all of HTTP listens on loopback only: HAProxy, its statistics, the gateways behind it,
+and the shards' own port. Ray's control ports (gRPC) listen on every address whatever one sets;
+Ray guards them with the token that it makes for each local cluster (RAY_AUTH_MODE=token).
 """
 
 from __future__ import annotations
@@ -213,7 +217,6 @@ def _init_ray(config: Config, run_dir: Path, environment: dict[str, str]) -> Non
         num_cpus=max(os.cpu_count() or 1, math.ceil(wanted)) + 1,
         object_store_memory=OBJECT_STORE_BYTES,
         _temp_dir=str(run_dir),
-        _node_ip_address="127.0.0.1",
         **common,
     )
 
@@ -231,11 +234,13 @@ def _start(config: Config) -> Any:
     coordinator = actor.options(
         name=COORDINATOR, lifetime="detached", max_restarts=-1, get_if_exists=True
     ).remote(msgspec.json.encode(config))
+    # The first to ask for the map starts the shards: they come up beside Serve.
+    shards_up = coordinator.map.remote()
     ray_serve.start(
         proxy_location=ProxyLocation.EveryNode if config.address else ProxyLocation.HeadOnly,
         http_options=HTTPOptions(host=config.host, port=config.port),
     )
-    ray.get(coordinator.map.remote())
+    ray.get(shards_up)
     ray_serve.run(app(config), name=APP_NAME, route_prefix="/", blocking=False)
     return coordinator
 
