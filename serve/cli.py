@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 DEFAULT_URL = f"http://{Config().host}:{Config().port}"
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 Command = Callable[..., Any]
 
 
@@ -79,7 +81,8 @@ def up(file: str | None, **flags: Any) -> None:
     from serve.launch import launch
 
     click.echo("onehop is starting", err=True)
-    with _stoppable() as stop, launch(config) as cluster:
+    with stoppable() as stop, launch(config) as cluster:
+        stop.listen()  # once more, since Ray takes SIGTERM for itself when it starts
         if config.demo:
             _warm_up(config, cluster)
         click.echo(_welcome(config, cluster))
@@ -88,36 +91,44 @@ def up(file: str | None, **flags: Any) -> None:
     click.echo("onehop has stopped", err=True)
 
 
-@contextmanager
-def _stoppable() -> Iterator[threading.Event]:
+class Stop(threading.Event):
     """An event that Ctrl-C and SIGTERM set.
 
     Before anybody waits for it, they interrupt what runs, so that a slow start can be ended.
     Once set, further signals are ignored: ending takes seconds and must not be cut short.
     """
-    stop = _Stop()
-    before = {s: signal.signal(s, stop.on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
-
-class _Stop(threading.Event):
     def __init__(self) -> None:
         super().__init__()
         self._awaited = False
+
+    def listen(self) -> None:
+        """Take both signals, whoever had them."""
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._on_signal)
 
     def wait(self, timeout: float | None = None) -> bool:
         self._awaited = True
         return super().wait(timeout)
 
-    def on_signal(self, number: int, frame: object) -> None:
+    def _on_signal(self, number: int, frame: object) -> None:
         if not self.is_set():
             self.set()
             if not self._awaited:
                 raise KeyboardInterrupt
+
+
+@contextmanager
+def stoppable() -> Iterator[Stop]:
+    """A `Stop` that listens; the handlers from before are back at the end."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    stop = Stop()
+    stop.listen()
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _warm_up(config: Config, cluster: Cluster) -> None:

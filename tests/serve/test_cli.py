@@ -1,6 +1,8 @@
 """The commands against a stand-in for onehop: what they send, print and exit with."""
 
 import json
+import os
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -12,7 +14,7 @@ import msgspec
 import pytest
 
 from actors.warm_start_actor import ImportStatus
-from serve.cli import main
+from serve.cli import main, stoppable
 from tests.serve.test_status import STATS, owner
 
 Run = Callable[..., tuple[int, str, str]]
@@ -291,3 +293,20 @@ def test_a_replay_of_which_nothing_arrives_is_exit_code_1(
     assert code == 1
     assert "3 errors" in out
     assert "a value does not fit" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_wait_and_later_ones_are_ignored(number: signal.Signals) -> None:
+    with stoppable() as stop:
+        timer = threading.Timer(0.1, os.kill, (os.getpid(), number))
+        timer.start()
+        assert stop.wait(10)
+        os.kill(os.getpid(), number)
+        timer.join()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_wait_interrupts_what_runs(number: signal.Signals) -> None:
+    with pytest.raises(KeyboardInterrupt), stoppable():
+        signal.raise_signal(number)

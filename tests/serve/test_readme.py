@@ -1,11 +1,18 @@
 """The README says what is true: settings, modules, commands, and its examples run."""
 
+import ast
 import re
+import subprocess
+import sys
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
+from actors.messages import DecideAnswer
 from serve.cli import commands
+from serve.client import SyncClient
+from serve.launch import Cluster
 from tests.readme_tables import README, ROOT, with_tables
 
 TEXT = README.read_text()
@@ -30,3 +37,43 @@ def test_every_command_and_option_of_the_readme_exists() -> None:
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#]+)\)", TEXT))))
 def test_links_to_files_resolve(link: str) -> None:
     assert link.startswith("https://") or (ROOT / link).exists()
+
+
+@pytest.fixture
+def shop(cluster: Cluster) -> str:
+    """The address of a onehop that has the demo's phones and laptops."""
+    items = [
+        {"id": f"{kind}-{n:03d}"} for kind in ("phone", "phone-case", "laptop") for n in range(9)
+    ]
+    with SyncClient(cluster.address) as client:
+        assert {result["status"] for result in client.put_items(items)} == {200}
+    return cluster.address
+
+
+def blocks(language: str, address: str) -> list[str]:
+    found = re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.M | re.S)
+    assert found
+    return [block.replace("http://127.0.0.1:8000", address) for block in found]
+
+
+@pytest.mark.cluster
+def test_curl_examples_work_as_printed(shop: str) -> None:
+    for block in blocks("bash", shop):
+        script = f"set -e\n{block.replace('curl -s', 'curl -sf')}"
+        ran = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        if "/v1/decide" in block:
+            answer = msgspec.json.decode(ran.stdout, type=DecideAnswer)
+            assert len(answer.decisions[0].ranking) == 3
+            (printed,) = blocks("json", shop)
+            assert msgspec.json.decode(printed).keys() == msgspec.json.decode(ran.stdout).keys()
+
+
+@pytest.mark.cluster
+def test_sdk_example_works_as_printed(shop: str) -> None:
+    (block,) = blocks("python", shop)
+    ran = subprocess.run(
+        [sys.executable, "-c", block], capture_output=True, text=True, timeout=60, cwd=ROOT
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert len(ast.literal_eval(ran.stdout)) == 3
