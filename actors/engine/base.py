@@ -14,103 +14,198 @@ from numpy.typing import NDArray
 
 from actors.engine.history import History
 
-STEPS = 8
+STEPS = 20
 """How many events apart two items may be and still count as one following the other."""
-STEP_DECAY = 0.7
+STEP_DECAY = 0.9
 """What a transition over one more step counts for."""
 SUCCESSORS_MAX = 128
 """Successors kept per item, the heaviest."""
-POPULAR_MAX = 256
-"""Length of the list of most popular items, which is a candidate for everyone."""
+PREDECESSOR_STEPS = 8
+PREDECESSOR_DECAY = 0.7
+PREDECESSORS_MAX = 64
+POSTINGS_MAX = 500
+"""Sequences kept per item in the neighbour index, the newest."""
+POPULAR_MAX = 128
+"""Length of the list of most popular items, which are candidates for everyone."""
+RECENT_SHARE = 10
+"""The newest 1/10 of all events is what `recent` counts."""
+
+
+class Links(NamedTuple):
+    """For each of n items, what stands near it in sequences; of many, the heaviest.
+
+    indptr   int64 [n + 1], where each item's entries start
+    items    int32 [T]
+    weights  float32 [T], decayed counts over up to `steps` steps
+    direct   float32 [T], counts over one step
+    totals   float32 [n, 2], sums of `weights` and `direct`, entries cut off included
+    """
+
+    indptr: NDArray[np.int64]
+    items: NDArray[np.int32]
+    weights: NDArray[np.float32]
+    direct: NDArray[np.float32]
+    totals: NDArray[np.float32]
 
 
 class Base(NamedTuple):
-    """The derived state over n items.
+    """The derived state over n items and S sequences.
 
-    history     what it was built from
-    indptr      int64 [n + 1], where each item's successors start
-    successors  int32 [T], by falling weight per item
-    weights     float32 [T], decayed counts
-    totals      float32 [n], sum of all weights of an item, those cut off included
-    counts      float32 [n], events per item
-    popular     int32 [POPULAR_MAX or fewer], by falling count
+    history         what it was built from
+    after, before   what follows each item, and what stands before it
+    postings_at     int64 [n + 1]; postings int64 [P, 2]: sequence and last place in history.items,
+                    ascending, so the newest sequences of an item stand last
+    counts, recent  float32 [n], events per item: all, and of the newest 1/RECENT_SHARE
+    popular         int32 [POPULAR_MAX or fewer], by falling recent count
     """
 
     history: History
-    indptr: NDArray[np.int64]
-    successors: NDArray[np.int32]
-    weights: NDArray[np.float32]
-    totals: NDArray[np.float32]
+    after: Links
+    before: Links
+    postings_at: NDArray[np.int64]
+    postings: NDArray[np.int64]
     counts: NDArray[np.float32]
+    recent: NDArray[np.float32]
     popular: NDArray[np.int32]
 
     @property
     def bytes_used(self) -> int:
-        return self.history.bytes_used + sum(int(array.nbytes) for array in self[1:])
+        links = sum(int(array.nbytes) for array in (*self.after, *self.before))
+        return self.history.bytes_used + links + sum(int(array.nbytes) for array in self[3:])
 
 
 def build(history: History, n: int) -> Base:
     """The base of `history` over items 0..n-1."""
-    indptr, successors, weights, totals, counts = _transitions(
-        history.starts, history.items, n, STEPS, STEP_DECAY, SUCCESSORS_MAX
+    starts, items = history.starts, history.items
+    after = Links(*_links(starts, items, n, STEPS, STEP_DECAY, SUCCESSORS_MAX, 1))
+    before = Links(
+        *_links(starts, items, n, PREDECESSOR_STEPS, PREDECESSOR_DECAY, PREDECESSORS_MAX, -1)
     )
+    postings_at, postings = _postings(starts, items, n, POSTINGS_MAX)
+    counts = np.bincount(items, minlength=n).astype(np.float32)
+    newest = items[len(items) - len(items) // RECENT_SHARE :]
+    recent = np.bincount(newest, minlength=n).astype(np.float32)
     size = min(POPULAR_MAX, int(np.count_nonzero(counts)))
-    popular = np.argsort(-counts, kind="stable")[:size].astype(np.int32)
-    return Base(history, indptr, successors, weights, totals, counts, popular)
+    # Ties in the recent count go to the item with more events in all.
+    popular = np.lexsort((-counts, -recent))[:size].astype(np.int32)
+    return Base(history, after, before, postings_at, postings, counts, recent, popular)
 
 
 @njit(cache=True, nogil=True)
-def _transitions(
-    starts: Any, items: Any, n: int, steps: int, decay: float, successors_max: int
-) -> Any:
-    """Decayed multi-step transition counts, per item the `successors_max` heaviest."""
+def _places(starts: Any, items: Any, n: int) -> Any:
+    """Where each item occurs: offsets [n + 1], places [E] and their sequences [E]."""
     events = items.shape[0]
     at = np.zeros(n + 1, np.int64)
     for p in range(events):
         at[items[p] + 1] += 1
     for i in range(n):
         at[i + 1] += at[i]
-    counts = np.diff(at).astype(np.float32)
-    # Occurrences of each item, with the end of the sequence that they stand in.
     places = np.empty(events, np.int64)
-    ends = np.empty(events, np.int64)
+    sequences = np.empty(events, np.int64)
     cursor = at[:-1].copy()
     for s in range(starts.shape[0] - 1):
         for p in range(starts[s], starts[s + 1]):
             item = items[p]
             places[cursor[item]] = p
-            ends[cursor[item]] = starts[s + 1]
+            sequences[cursor[item]] = s
             cursor[item] += 1
-    totals = np.zeros(n, np.float32)
+    return at, places, sequences
+
+
+@njit(cache=True, nogil=True)
+def _links(
+    starts: Any, items: Any, n: int, steps: int, decay: float, kept_max: int, direction: int
+) -> Any:
+    """The arrays of Links: what comes after each item (direction 1) or before it (-1)."""
+    at, places, sequences = _places(starts, items, n)
+    totals = np.zeros((n, 2), np.float32)
     indptr = np.zeros(n + 1, np.int64)
     weight_of = np.zeros(n, np.float32)
+    direct_of = np.zeros(n, np.float32)
     seen = np.empty(n, np.int32)
-    successors = np.empty(1024, np.int32)
-    weights = np.empty(1024, np.float32)
+    out_items = np.empty(1024, np.int32)
+    out_weights = np.empty(1024, np.float32)
+    out_direct = np.empty(1024, np.float32)
     filled = 0
     for item in range(n):
         found = 0
         for o in range(at[item], at[item + 1]):
+            s = sequences[o]
             weight = np.float32(1.0)
-            for q in range(places[o] + 1, min(places[o] + 1 + steps, ends[o])):
-                other = items[q]
+            p = places[o] + direction
+            for step in range(steps):
+                if p < starts[s] or p >= starts[s + 1]:
+                    break
+                other = items[p]
                 if weight_of[other] == 0.0:
                     seen[found] = other
                     found += 1
                 weight_of[other] += weight
-                totals[item] += weight
+                totals[item, 0] += weight
+                if step == 0:
+                    direct_of[other] += np.float32(1.0)
+                    totals[item, 1] += np.float32(1.0)
                 weight *= np.float32(decay)
-        order = np.argsort(-weight_of[seen[:found]], kind="mergesort")
-        kept = min(found, successors_max)
-        while filled + kept > successors.shape[0]:
-            successors = np.concatenate((successors, np.empty_like(successors)))
-            weights = np.concatenate((weights, np.empty_like(weights)))
-        for k in range(kept):
-            other = seen[order[k]]
-            successors[filled + k] = other
-            weights[filled + k] = weight_of[other]
+                p += direction
+        # What weighs as much as the lightest kept entry is kept in order of first appearance.
+        kept = min(found, kept_max)
+        lightest = np.float32(0.0)
+        room = 0
+        if found > kept_max:
+            values = np.sort(weight_of[seen[:found]])
+            lightest = values[found - kept_max]
+            room = kept_max - np.sum(values > lightest)
+        while filled + kept > out_items.shape[0]:
+            out_items = np.concatenate((out_items, np.empty_like(out_items)))
+            out_weights = np.concatenate((out_weights, np.empty_like(out_weights)))
+            out_direct = np.concatenate((out_direct, np.empty_like(out_direct)))
         for k in range(found):
-            weight_of[seen[k]] = 0.0
-        filled += kept
+            other = seen[k]
+            keep = weight_of[other] > lightest
+            if weight_of[other] == lightest and room > 0:
+                room -= 1
+                keep = True
+            if keep:
+                out_items[filled] = other
+                out_weights[filled] = weight_of[other]
+                out_direct[filled] = direct_of[other]
+                filled += 1
+            weight_of[other] = 0.0
+            direct_of[other] = 0.0
         indptr[item + 1] = filled
-    return indptr, successors[:filled].copy(), weights[:filled].copy(), totals, counts
+    return (
+        indptr,
+        out_items[:filled].copy(),
+        out_weights[:filled].copy(),
+        out_direct[:filled].copy(),
+        totals,
+    )
+
+
+@njit(cache=True, nogil=True)
+def _postings(starts: Any, items: Any, n: int, postings_max: int) -> Any:
+    """For each item its newest sequences and the last place in each, oldest first."""
+    at, places, sequences = _places(starts, items, n)
+    offsets = np.zeros(n + 1, np.int64)
+    out = np.empty((items.shape[0], 2), np.int64)
+    filled = 0
+    for item in range(n):
+        first = filled
+        distinct = 0
+        for o in range(at[item], at[item + 1]):
+            if o == at[item] or sequences[o] != sequences[o - 1]:
+                distinct += 1
+        skipped = distinct - postings_max
+        for o in range(at[item], at[item + 1]):
+            if o > at[item] and sequences[o] == sequences[o - 1]:
+                if filled > first:
+                    out[filled - 1, 1] = places[o]
+                continue
+            skipped -= 1
+            if skipped >= 0:
+                continue
+            out[filled, 0] = sequences[o]
+            out[filled, 1] = places[o]
+            filled += 1
+        offsets[item + 1] = filled
+    return offsets, out[:filled].copy()

@@ -82,6 +82,15 @@ def append(
     state[NEXT] = position + 1
 
 
+@njit(cache=True)
+def count(counts: Any, recent: Any, sums: Any, item: int) -> None:
+    """Count one event of an item: float32 [items_max] twice, and the float64 [2] sums of both."""
+    counts[item] += 1
+    recent[item] += 1
+    sums[0] += 1
+    sums[1] += 1
+
+
 @njit(cache=True, nogil=True)
 def _taken(log: Any, first: int, stop: int) -> Any:
     """The events at positions [first, stop) as a History's arrays, one sequence per person part."""

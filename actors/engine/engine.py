@@ -1,27 +1,51 @@
 """The engine: what the next action will be. Base (immutable) plus log (what came since).
 
-`NextAction` learns an event in well under a microsecond, because it only appends to the log;
-counts and indexes are built from the history by `consolidate`, or elsewhere and installed.
+`NextAction` learns an event in about a microsecond, because it only appends to the log; counts
+and indexes are built from the history, here (`consolidate`) or by whoever merges the deltas of
+several shards (`take_delta`, `install`), and the new base is swapped in between two calls.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.engine import base, delta, history, kernels
+from actors.engine import base as bases
+from actors.engine import delta, history, kernels, scoring, tuning
+from actors.engine.base import Base
+from actors.engine.candidates import Candidates, Live
 from actors.engine.history import History
 from actors.engine.interface import Items, People, Ranking
+from actors.engine.stacker import Stacker, Sums
 
 LOG_EVENTS = 1 << 18
-"""Events that the log holds; at half of it the base is built anew."""
+"""Events that the log holds; at half of it the base is built anew, whatever it costs."""
 POPULAR_EVERY = 1024
 """Events between two looks at which items are the most popular."""
+TUNE_EVERY = 32
+"""Of so many events one teaches the stacker: it costs as much as a decision."""
 RESULTS_MAX = 1024
+EVENTS_MAX = 16_000_000
+RING_MAX = 256
+
+
+class Delta(NamedTuple):
+    """What one shard learned since the delta before. Deltas of all shards add up, in any order.
+
+    number   counts this shard's deltas; `install` says up to which one a base includes them
+    history  the sequences, or parts of them
+    sums     what the stacker learned, as differences
+    """
+
+    number: int
+    history: History
+    sums: Sums
 
 
 class NextAction:
-    """The engine of one shard. `people` and `items` are read, never written.
+    """The engine of one tenant on one shard. `people` and `items` are read, never written.
 
     items_max, profiles_max  bounds of item numbers and rows
     events_max               events of history kept, the newest sequences
@@ -36,7 +60,7 @@ class NextAction:
         items: Items,
         items_max: int,
         profiles_max: int,
-        events_max: int = 16_000_000,
+        events_max: int = EVENTS_MAX,
         session_gap_s: int = 1800,
     ) -> None:
         self._people = people
@@ -44,38 +68,48 @@ class NextAction:
         self._keys = people.rows["key_hi"]
         self._events_max = events_max
         self._gap_s = session_gap_s
-        self._base = base.build(history.empty(), 0)
-        self._bases = 0
-        self._pending: list[History] = []
+        self._base = bases.build(history.empty(), 0)
+        self._name = "0"
+        self._pending: list[tuning.Stream] = []
+        self._untuned: tuple[History, tuning.Stream] | None = None
         # Zeroed memory costs nothing until it is touched.
-        self._log = delta.new_log(LOG_EVENTS)
-        self._state = np.zeros(delta.STATE_SLOTS, np.int64)
+        self._live = Live(
+            delta.new_log(LOG_EVENTS),
+            np.zeros(delta.STATE_SLOTS, np.int64),
+            np.zeros(items_max, np.int64),
+            np.zeros(items_max, np.float32),
+            np.zeros(items_max, np.float32),
+            np.zeros(2, np.float64),
+        )
+        self._state = self._live.state
         self._last = np.zeros(profiles_max, np.int64)
-        self._newest = np.zeros(items_max, np.int64)
-        self._counts = np.zeros(items_max, np.float32)
         self._popular = np.zeros(0, np.int32)
-        self._slot_of = np.zeros(items_max, np.int32)
+        self._candidates = Candidates(items_max)
+        self._stacker = Stacker(kernels.PRIOR)
         self._blocked = np.zeros(items_max, np.uint8)
-        self._candidates = np.zeros(kernels.CANDIDATES_MAX, np.int32)
-        self._parts = np.zeros((kernels.CANDIDATES_MAX, kernels.PARTS), np.float32)
-        self._n = np.zeros(1, np.int64)
-        self._recent = np.zeros(256, np.int32)
-        self._found_items = np.zeros(RESULTS_MAX, np.int32)
-        self._found_scores = np.zeros(RESULTS_MAX, np.float32)
+        self._logits = np.zeros(kernels.CANDIDATES_MAX, np.float32)
+        self._recent = np.zeros(RING_MAX, np.int32)
+        self._out = scoring.new_results(RESULTS_MAX)
+        self._marks: dict[int, tuple[int, Sums]] = {}
+        self._deltas = 0
+        self._taken_sums = self._stacker.sums()
 
     @property
     def version(self) -> str:
-        """Number of the base and of the events learned on top of it."""
-        return f"next-action.{self._bases}+{self._state[delta.NEXT] - self._state[delta.INCLUDED]}"
+        """Name of the base, and how many events were learned on top of it."""
+        return f"{self._name}+{self._state[delta.NEXT] - self._state[delta.INCLUDED]}"
 
     def learn(self, row: int, item: int, event_type: int, value: float, now_s: int) -> None:
-        state = self._state
-        if state[delta.NEXT] - state[delta.INCLUDED] >= LOG_EVENTS // 2:
+        live, state = self._live, self._state
+        position = int(state[delta.NEXT])
+        if position - int(state[delta.INCLUDED]) >= LOG_EVENTS // 2:
             self.consolidate()
+        if position % TUNE_EVERY == 0 and row >= 0:
+            self._teach(row, item)
         key = int(self._keys[row]) if row >= 0 else 0
-        delta.append(self._log, state, self._last, self._newest, row, key, item, now_s, self._gap_s)
-        self._counts[item] += 1
-        if state[delta.NEXT] % POPULAR_EVERY == 0:
+        delta.append(live.log, state, self._last, live.newest, row, key, item, now_s, self._gap_s)
+        delta.count(live.counts, live.recent, live.sums, item)
+        if (position + 1) % POPULAR_EVERY == 0:
             self._refresh_popular()
 
     def learn_batch(
@@ -86,42 +120,37 @@ class NextAction:
         values: NDArray[np.float32],
         times_s: NDArray[np.uint32],
     ) -> None:
-        if not len(rows):
+        if len(rows):
+            self._pending.append(tuning.Stream(rows.copy(), items.copy(), times_s.copy()))
+
+    def _teach(self, row: int, item: int) -> None:
+        """Let the stacker learn that `item` was the next action of the person at `row`."""
+        length = self._read_ring(row)
+        if length == 0:
             return
-        people = int(rows.max()) + 1
-        self._pending.append(
-            History(
-                *history.sequences_of(
-                    rows,
-                    self._keys,
-                    items,
-                    times_s,
-                    self._gap_s,
-                    np.full(people, -1, np.int64),
-                    np.zeros(people, np.uint32),
-                )
-            )
+        found = self._collect(row, length, tuning.NOTHING)
+        chosen = self._candidates.slot(item, found)
+        self._stacker.observe(self._candidates.features, found, chosen, length)
+
+    def _read_ring(self, row: int) -> int:
+        """Read the person's last items, newest first, into `_recent`. Returns how many."""
+        if row < 0:
+            return 0
+        people = self._people
+        return int(kernels.recent_items(people.rows, people.words, row, RING_MAX, self._recent))
+
+    def _collect(self, row: int, length: int, wanted: NDArray[np.int32]) -> int:
+        return self._candidates.collect(
+            self._base,
+            self._live,
+            self._popular,
+            self._items.attribute_ids,
+            self._items.n,
+            self._recent,
+            length,
+            row,
+            wanted,
         )
-
-    def consolidate(self) -> None:
-        """Build the base over all that was learned."""
-        included, stop = int(self._state[delta.INCLUDED]), int(self._state[delta.NEXT])
-        parts = [self._base.history, *self._pending, delta.events(self._log, included, stop)]
-        self._base = base.build(history.merge(parts, self._events_max), self._items.n)
-        self._bases += 1
-        self._pending = []
-        self._state[delta.INCLUDED] = stop
-        self._counts[: len(self._base.counts)] = self._base.counts
-        self._popular = self._base.popular
-
-    def _refresh_popular(self) -> None:
-        """Let the items of the last events compete with the popular ones; no scan of all items."""
-        stop = int(self._state[delta.NEXT])
-        slots = np.arange(stop - POPULAR_EVERY, stop) % LOG_EVENTS
-        fresh = self._log[slots, delta.ITEM].astype(np.int32)
-        pool = np.unique(np.concatenate([self._popular, fresh]))
-        order = np.argsort(-self._counts[pool], kind="stable")
-        self._popular = pool[order[: base.POPULAR_MAX]]
 
     def rank(
         self,
@@ -132,55 +161,173 @@ class NextAction:
         excluded: NDArray[np.int32],
         exclude_seen: bool,
     ) -> Ranking:
-        if self._state[delta.NEXT] < POPULAR_EVERY and not len(self._popular):
-            self._popular = np.arange(min(self._items.n, base.POPULAR_MAX), dtype=np.int32)
-        people, b = self._people, self._base
-        length = seen = 0
-        if row >= 0:
-            seen = kernels.recent_items(people.rows, people.words, row, 256, self._recent)
-            length = min(seen, kernels.RECENT_MAX)
-        self._n[0] = 0
-        kernels.collect(
-            self._recent,
-            length,
-            row,
-            b.indptr,
-            b.successors,
-            b.weights,
-            b.totals,
-            self._counts,
-            self._popular,
-            self._log,
-            self._state,
-            self._newest,
-            self._slot_of,
-            self._candidates,
-            self._parts,
-            self._n,
+        length = self._read_ring(row)
+        wanted = tuning.NOTHING if candidates is None else candidates
+        found = self._collect(row, length, wanted)
+        seen = self._recent[:length] if exclude_seen else tuning.NOTHING
+        out = self._out
+        chosen = scoring.select(
+            self._candidates.features,
+            self._candidates.items,
+            self._candidates.of,
+            found,
+            self._candidates.n,
+            wanted,
+            candidates is None,
+            self._stacker.weights,
+            self._logits,
+            self._items.alive,
+            self._blocked,
+            excluded,
+            seen,
+            min(k, RESULTS_MAX),
+            self._stacker.missed_share(length),
+            self._live.counts,
+            self._live.sums[0] + scoring.SMOOTHING * self._items.n,
+            out.items,
+            out.scores,
+            out.probabilities,
         )
-        self._blocked[excluded] = 1
-        if exclude_seen:
-            self._blocked[self._recent[:seen]] = 1
-        found = self._best(candidates, min(k, RESULTS_MAX))
-        self._blocked[excluded] = 0
-        if exclude_seen:
-            self._blocked[self._recent[:seen]] = 0
-        items = self._found_items[:found].copy()
-        scores = self._found_scores[:found].copy()
-        return Ranking(items, scores, scores)
+        return Ranking(
+            out.items[:chosen].copy(), out.scores[:chosen].copy(), out.probabilities[:chosen].copy()
+        )
 
-    def _best(self, candidates: NDArray[np.int32] | None, k: int) -> int:
-        """The best of `candidates` among what was collected. Returns how many were found."""
-        among, parts, n = self._candidates, self._parts, int(self._n[0])
-        if candidates is not None:
-            parts = kernels.gather(candidates, self._slot_of, among, parts, n, self._counts)
-            among, n = candidates, len(candidates)
-        return int(
-            kernels.best(
-                among, parts, n, kernels.WEIGHTS, self._items.alive, self._blocked,
-                k, self._found_items, self._found_scores,
+    def explain(self, row: int, items: NDArray[np.int32]) -> NDArray[np.float32]:
+        """What each component adds to the scores of `items`: float32 [n, FEATURES].
+
+        Columns are `kernels.FEATURE_NAMES`; each row sums to the item's score in `rank`.
+        """
+        length = self._read_ring(row)
+        self._collect(row, length, items)
+        slots = self._candidates.of[items]
+        return (self._candidates.features[:, slots] * self._stacker.weights[:, None]).T
+
+    def _refresh_popular(self) -> None:
+        """Let the items of the last events compete with the popular ones; no scan of all items."""
+        live = self._live
+        stop = int(self._state[delta.NEXT])
+        slots = np.arange(stop - POPULAR_EVERY, stop) % LOG_EVENTS
+        fresh = live.log[slots, delta.ITEM].astype(np.int32)
+        pool = np.unique(np.concatenate([self._popular, fresh]))
+        order = np.lexsort((-live.counts[pool], -live.recent[pool]))
+        self._popular = pool[order[: bases.POPULAR_MAX]]
+
+    # Building and exchanging bases.
+
+    def consolidate(self) -> None:
+        """Build the base over all that was learned. Takes 0.3 s per million events of history."""
+        parts = [self._base.history]
+        if self._pending:
+            stream = tuning.Stream(
+                *(np.concatenate(column) for column in zip(*self._pending, strict=True))
             )
-        )  # fmt: skip
+            self._pending = []
+            parts.append(self._sequences(stream))
+            self._untuned = (self._base.history, stream)
+        included, stop = int(self._state[delta.INCLUDED]), int(self._state[delta.NEXT])
+        parts.append(delta.events(self._live.log, included, stop))
+        merged = history.merge(parts, self._events_max)
+        self._set_base(bases.build(merged, self._items.n), stop)
+        self._name = f"local-{stop}-{len(merged.items)}"
+
+    def _sequences(self, stream: tuning.Stream) -> History:
+        people = int(stream.rows.max()) + 1
+        return History(
+            *history.sequences_of(
+                stream.rows,
+                self._keys,
+                stream.items,
+                stream.times,
+                self._gap_s,
+                np.full(people, -1, np.int64),
+                np.zeros(people, np.uint32),
+            )
+        )
+
+    def tune(self) -> None:
+        """Learn the stacker's weights on the tail of what `learn_batch` brought, then free it.
+
+        It takes as long as `consolidate` and a second, and may run in another thread meanwhile.
+        """
+        if self._untuned is None:
+            return
+        known, stream = self._untuned
+        self._untuned = None
+        start = tuning.tail_start(len(stream.rows))
+        if start == 0:
+            return
+        # The base must end where the tail starts, or the answers would be known beforehand.
+        merged = history.merge([known, self._sequences(stream.head(start))], self._events_max)
+        before = bases.build(merged, self._items.n)
+        stacker = Stacker(kernels.PRIOR)
+        stacker.install(self._stacker.sums())
+        tuning.tune(stacker, before, stream, start, self._items.attribute_ids, self._items.n)
+        self._stacker.install(stacker.sums())
+
+    def _set_base(self, base: Base, included: int) -> None:
+        """Answer from `base`, which holds the log's events before position `included`."""
+        live = self._live
+        n = len(base.counts)
+        self._candidates.prepare(base)
+        self._base = base
+        self._state[delta.INCLUDED] = included
+        for own, counts in ((live.counts, base.counts), (live.recent, base.recent)):
+            own[: self._items.n] = 0
+            own[:n] = counts
+        stop = int(self._state[delta.NEXT])
+        slots = np.arange(included, stop) % LOG_EVENTS
+        rest = live.log[slots, delta.ITEM]
+        np.add.at(live.counts, rest, 1)
+        np.add.at(live.recent, rest, 1)
+        live.sums[:] = base.counts.sum() + len(rest), base.recent.sum() + len(rest)
+        self._popular = base.popular
+
+    def take_delta(self) -> Delta:
+        """What was learned since the last `take_delta`, to be merged with other shards'."""
+        first = max(int(self._state[delta.TAKEN]), int(self._state[delta.NEXT]) - LOG_EVENTS)
+        stop = int(self._state[delta.NEXT])
+        parts = [self._sequences(stream) for stream in self._pending]
+        self._pending = []
+        parts.append(delta.events(self._live.log, first, stop))
+        sums = self._stacker.sums()
+        change = sums.minus(self._taken_sums)
+        self._taken_sums = sums
+        self._state[delta.TAKEN] = stop
+        self._deltas += 1
+        self._marks[self._deltas] = (stop, change)
+        return Delta(self._deltas, history.merge(parts, self._events_max), change)
+
+    def install(self, base: Base, sums: Sums, name: str, included: int) -> None:
+        """Answer from a merged base, which includes this shard's deltas up to `included`.
+
+        What was learned since stays on top of it. Takes milliseconds: the arrays are not copied.
+        Raises KeyError if the delta `included` is not known here (0: none is included).
+        """
+        position = self._marks[included][0] if included else 0
+        own = self._stacker.sums().minus(self._taken_sums)
+        for number, (_, change) in list(self._marks.items()):
+            if number <= included:
+                if number < included:
+                    del self._marks[number]
+            else:
+                own = own.plus(change)
+        self._stacker.install(sums.plus(own))
+        self._taken_sums = self._stacker.sums().minus(own)
+        self._set_base(base, max(position, int(self._state[delta.NEXT]) - LOG_EVENTS))
+        self._name = name
+
+    def save(self) -> dict[str, NDArray[np.generic]]:
+        """The learned state as named arrays; consolidates first. `restore` is its inverse."""
+        self.consolidate()
+        return {**self._base.history._asdict(), **self._stacker.sums()._asdict()}
+
+    def restore(self, arrays: dict[str, NDArray[np.generic]]) -> None:
+        """Replace the learned state by what `save` returned."""
+        stored = History(*(arrays[name] for name in History._fields))  # type: ignore[arg-type]
+        sums = Sums(*(arrays[name] for name in Sums._fields))  # type: ignore[arg-type]
+        self._stacker.install(sums)
+        self._set_base(bases.build(stored, self._items.n), int(self._state[delta.NEXT]))
+        self._name = f"restored-{len(stored.items)}"
 
     def forget(self, row: int) -> None:
         """The person at `row` is gone: what comes next in that row is another's."""
@@ -188,5 +335,5 @@ class NextAction:
 
     def bytes_used(self) -> int:
         touched = min(int(self._state[delta.NEXT]), LOG_EVENTS) * delta.LOG_COLUMNS * 8
-        pending = sum(part.bytes_used for part in self._pending)
-        return self._base.bytes_used + pending + touched + self._items.n * 17
+        pending = sum(column.nbytes for stream in self._pending for column in stream)
+        return self._base.bytes_used + pending + touched + self._items.n * 21

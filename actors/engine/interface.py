@@ -87,6 +87,12 @@ class Engine(Protocol):
     def consolidate(self) -> None:
         """Build the indexes over all that was learned. Takes time; for after a warm start."""
 
+    def tune(self) -> None:
+        """Learn from the end of what `learn_batch` brought how much to trust which component.
+
+        To be called after `consolidate`; may run in another thread while the engine answers.
+        """
+
     def rank(
         self,
         row: int,

@@ -1,32 +1,77 @@
-"""Scoring kernels. Candidates live in a sparse set, so that no call clears or scans the catalogue.
+"""The components' kernels: who may come next, and what speaks for each.
 
-`candidates[slot_of[item]] == item` says that an item is a candidate; `slot_of` may hold anything
-otherwise. Each candidate has one row of `parts`, one column per component.
+Candidates live in a sparse set, so that no call clears or scans the catalogue: `of[item]` is the
+item's slot if `items[slot] == item`, and may hold anything otherwise. `evidence` has one row per
+feature and one column per slot. What a person did themselves is the feature OWN; as evidence of
+what others do next it is left out, as far as it is still in the log.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from numba import njit
 
-from actors.engine.base import STEP_DECAY, STEPS
-from actors.engine.delta import FORWARD, INCLUDED, ITEM, NEXT, OLDER, ROW
+from actors.engine.base import PREDECESSOR_DECAY, PREDECESSOR_STEPS, STEP_DECAY, STEPS
+from actors.engine.delta import BACK, FORWARD, INCLUDED, ITEM, NEXT, OLDER, ROW
 from actors.store_kernels import ITEM_MASK, NO_ITEM, event_at
 
-CANDIDATES_MAX = 4096
-RECENT_MAX = 10
-"""The person's last items that count for what comes next."""
-RECENT_DECAY = 0.6
-LOG_WALK_MAX = 64
-"""Occurrences of an item looked at in the log, the newest."""
+AFTER = 0  # decayed transitions from the person's recent items, many steps
+DIRECT = 1  # transitions from the last item, one step
+NEIGHBOURS = 2  # similar sequences, items after the common one
+NEIGHBOURS_BEFORE = 3  # likewise, items before it
+BEFORE = 4  # transitions backwards
+OWN = 5  # how lately the person acted on it
+OWN_COUNT = 6  # how often
+CURRENT = 7  # it is the last item
+PREVIOUS = 8  # it is the one before
+POPULAR = 9  # share of all events
+POPULAR_NOW = 10  # share of the newest events
+LIKED = 11  # shares attributes with the person's recent items
+FEATURES = 12
+FEATURE_NAMES = (
+    "transitions",
+    "directTransitions",
+    "neighbours",
+    "neighboursBefore",
+    "transitionsBack",
+    "ownRecency",
+    "ownCount",
+    "isCurrent",
+    "isPrevious",
+    "popularity",
+    "recentPopularity",
+    "attributes",
+)
+# Where learning starts: rounded means over public sets; see tests/bench/quality.json.
+PRIOR = np.array([0.4, 0.15, 0.4, 0.1, 0.3, 0.0, 0.5, 0.0, 0.2, -0.4, 0.3, 0.1])
 
-TRANSITIONS = 0
-OWN = 1
-POPULARITY = 2
-PARTS = 3
-WEIGHTS = np.array([0.75, 0.10, 0.15], np.float32)
+CANDIDATES_MAX = 4096
+RECENT_MAX = 20
+"""The person's last items that are looked at."""
+RECENT_DECAY = 0.85
+"""Per event, for AFTER."""
+SHORT_DECAY = 0.7
+"""Per event, for BEFORE and OWN."""
+SHORT_MAX = 10
+"""The last items from which BEFORE and the neighbours come."""
+NEIGHBOURS_MAX = 100
+NEIGHBOUR_REACH = 12
+"""How far from the common item a neighbour's items count."""
+NEIGHBOUR_DECAY = 3.0
+"""Events from the common item over which a neighbour's item loses a factor e."""
+POSITION_DECAY = 3.0
+"""Likewise for the position of the common item among the person's own."""
+FLOOR = 1e-3
+"""Evidence is log(1 + share / FLOOR): a share well below it says nothing."""
+LOG_WALK_MAX = 32
+"""Occurrences of an item looked at in the log, the newest."""
+LOG_STEPS_MAX = 256
+"""Entries of the log looked at per item."""
+FRESH_MAX = 16
+"""The newest catalogue entries are candidates, so that they can be found at all."""
 
 
 @njit(cache=True)
@@ -43,177 +88,308 @@ def recent_items(rows: Any, words: Any, row: Any, limit: Any, out: Any) -> Any:
     return n
 
 
-@njit(cache=True)
-def _slot(item: Any, slot_of: Any, candidates: Any, parts: Any, n: Any) -> Any:
+@njit(cache=True, nogil=True)
+def add_candidate(item: Any, of: Any, items: Any, evidence: Any, n: Any) -> Any:
     """The slot of an item, made a candidate if need be; -1 if there are too many."""
-    slot = slot_of[item]
-    if 0 <= slot < n[0] and candidates[slot] == item:
+    slot = of[item]
+    if 0 <= slot < n[0] and items[slot] == item:
         return slot
     slot = n[0]
-    if slot == candidates.shape[0]:
+    if slot == items.shape[0]:
         return -1
-    slot_of[item] = slot
-    candidates[slot] = item
-    for part in range(parts.shape[1]):
-        parts[slot, part] = 0.0
+    of[item] = slot
+    items[slot] = item
+    for feature in range(evidence.shape[0]):
+        evidence[feature, slot] = 0.0
     n[0] = slot + 1
     return slot
 
 
-@njit(cache=True)
-def collect(
-    recent: Any,
-    length: Any,
-    row: Any,
+@njit(cache=True, nogil=True)
+def add_links(
+    item: Any,
+    weight: Any,
+    feature: Any,
+    direct: Any,
     indptr: Any,
-    successors: Any,
+    linked: Any,
     weights: Any,
+    directs: Any,
     totals: Any,
-    counts: Any,
-    popular: Any,
     log: Any,
     state: Any,
     newest: Any,
-    slot_of: Any,
-    candidates: Any,
-    parts: Any,
+    row: Any,
+    walked: Any,
+    walked_weights: Any,
+    of: Any,
+    items: Any,
+    evidence: Any,
     n: Any,
 ) -> None:
-    """Fill the candidates and their parts, each part a distribution over items.
+    """Spread `weight` over what the base and the log link to `item`, by share of the counts.
 
-    recent int32, newest first, of which `length` count; n int64 [1], how many candidates
+    feature  AFTER or BEFORE, which also says the direction in the log
+    direct   also fill DIRECT, with weight 1
     """
-    known = totals.shape[0]
-    capacity = log.shape[0]
-    horizon = state[NEXT] - capacity
-    position_weight = np.float32(1.0)
-    mass = np.float32(0.0)
-    for _ in range(length):
-        mass += position_weight
-        position_weight *= np.float32(RECENT_DECAY)
-    position_weight = np.float32(1.0) / max(mass, np.float32(1e-9))
-    for j in range(length):
-        item = recent[j]
-        slot = _slot(item, slot_of, candidates, parts, n)
+    total = np.float32(0.0)
+    total_direct = np.float32(0.0)
+    if item < totals.shape[0]:
+        total = totals[item, 0]
+        total_direct = totals[item, 1]
+    found = _walk(item, feature == AFTER, log, state, newest, row, walked, walked_weights)
+    for k in range(found):
+        total += abs(walked_weights[k])
+        if walked_weights[k] < 0.0:
+            total_direct += np.float32(1.0)
+    if total == 0.0:
+        return
+    scale = np.float32(weight / total)
+    scale_direct = np.float32(1.0) / max(total_direct, np.float32(1.0))
+    if item < totals.shape[0]:
+        for k in range(indptr[item], indptr[item + 1]):
+            slot = add_candidate(linked[k], of, items, evidence, n)
+            if slot >= 0:
+                evidence[feature, slot] += scale * weights[k]
+                if direct:
+                    evidence[DIRECT, slot] += scale_direct * directs[k]
+    for k in range(found):
+        slot = add_candidate(walked[k], of, items, evidence, n)
         if slot >= 0:
-            parts[slot, OWN] += position_weight
-        total = totals[item] if item < known else np.float32(0.0)
-        total += _walk(
-            item, row, log, state, newest, horizon, np.float32(0.0), slot_of, candidates, parts, n
-        )
-        if total > 0.0:
-            scale = position_weight / total
-            if item < known:
-                for k in range(indptr[item], indptr[item + 1]):
-                    slot = _slot(successors[k], slot_of, candidates, parts, n)
-                    if slot >= 0:
-                        parts[slot, TRANSITIONS] += scale * weights[k]
-            _walk(item, row, log, state, newest, horizon, scale, slot_of, candidates, parts, n)
-        position_weight *= np.float32(RECENT_DECAY)
-    everything = np.float32(1.0)
-    for k in range(popular.shape[0]):
-        _slot(popular[k], slot_of, candidates, parts, n)
-    for k in range(n[0]):
-        item = candidates[k]
-        parts[k, POPULARITY] = counts[item]
-        everything += counts[item]
-    for k in range(n[0]):
-        parts[k, POPULARITY] /= everything
+            evidence[feature, slot] += scale * abs(walked_weights[k])
+            if direct and walked_weights[k] < 0.0:
+                evidence[DIRECT, slot] += scale_direct
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _walk(
     item: Any,
-    row: Any,
+    forward: Any,
     log: Any,
     state: Any,
     newest: Any,
-    horizon: Any,
-    scale: Any,
-    slot_of: Any,
-    candidates: Any,
-    parts: Any,
-    n: Any,
+    row: Any,
+    walked: Any,
+    walked_weights: Any,
 ) -> Any:
-    """Add what followed `item` in the log and is not in the base, times `scale`. Returns its sum.
+    """What came after (or before) `item` in the log and is in no base. Returns how many.
 
-    The person's own events don't count: what one did is not evidence of what others do next.
+    A pair belongs to its later event. Direct neighbours are marked by a negative weight.
     """
     capacity = log.shape[0]
+    horizon = max(state[NEXT] - capacity, 0)
     included = state[INCLUDED]
-    total = np.float32(0.0)
+    link = FORWARD if forward else BACK
+    steps = STEPS if forward else PREDECESSOR_STEPS
+    decay = np.float32(STEP_DECAY if forward else PREDECESSOR_DECAY)
+    found = 0
     position = newest[item] - 1
     for _ in range(LOG_WALK_MAX):
-        if position < horizon or position < 0:
+        if position < horizon or found == walked.shape[0]:
+            break
+        # Backwards, a pair is new if this event is; older occurrences then can't be.
+        if not forward and position < included:
             break
         entry = log[position % capacity]
         older = entry[OLDER] - 1
-        if entry[ROW] != row or row < 0:
+        if row < 0 or entry[ROW] != row:
             weight = np.float32(1.0)
-            for _step in range(STEPS):
-                forward = entry[FORWARD] - 1
-                if forward < 0:
+            for step in range(steps):
+                other = entry[link] - 1
+                if other < horizon or found == walked.shape[0]:
                     break
-                entry = log[forward % capacity]
-                if forward >= included:
-                    total += weight
-                    if scale > 0.0:
-                        slot = _slot(np.int64(entry[ITEM]), slot_of, candidates, parts, n)
-                        if slot >= 0:
-                            parts[slot, TRANSITIONS] += scale * weight
-                weight *= np.float32(STEP_DECAY)
+                entry = log[other % capacity]
+                if not forward or other >= included:
+                    walked[found] = entry[ITEM]
+                    walked_weights[found] = -weight if step == 0 else weight
+                    found += 1
+                weight *= decay
         position = older
-    return total
-
-
-@njit(cache=True)
-def best(
-    candidates: Any,
-    parts: Any,
-    n: Any,
-    mix: Any,
-    alive: Any,
-    blocked: Any,
-    k: Any,
-    items: Any,
-    scores: Any,
-) -> Any:
-    """The k candidates with the highest mixture of parts that are alive and not blocked.
-
-    items int32 [>= k], scores float32 [>= k] are filled, best first. Returns how many.
-    """
-    found = 0
-    for slot in range(n):
-        item = candidates[slot]
-        if alive[item] == 0 or blocked[item] != 0:
-            continue
-        score = np.float32(0.0)
-        for part in range(parts.shape[1]):
-            score += mix[part] * parts[slot, part]
-        if found == k and score <= scores[k - 1]:
-            continue
-        at = found if found < k else k - 1
-        while at > 0 and scores[at - 1] < score:
-            scores[at] = scores[at - 1]
-            items[at] = items[at - 1]
-            at -= 1
-        scores[at] = score
-        items[at] = item
-        if found < k:
-            found += 1
     return found
 
 
-@njit(cache=True)
-def gather(wanted: Any, slot_of: Any, candidates: Any, parts: Any, n: Any, counts: Any) -> Any:
-    """The parts of the `wanted` items, float32 [len(wanted), PARTS]; 0 where an item has none."""
-    out = np.zeros((wanted.shape[0], parts.shape[1]), np.float32)
-    for i in range(wanted.shape[0]):
-        slot = slot_of[wanted[i]]
-        if 0 <= slot < n and candidates[slot] == wanted[i]:
-            for part in range(parts.shape[1]):
-                out[i, part] = parts[slot, part]
-        else:
-            # Keeps unknown candidates in order of how often they were chosen.
-            out[i, POPULARITY] = np.float32(1e-9) * counts[wanted[i]]
-    return out
+@njit(cache=True, nogil=True)
+def add_neighbours(
+    recent: Any,
+    length: Any,
+    starts: Any,
+    history: Any,
+    postings_at: Any,
+    postings: Any,
+    similarity: Any,
+    common: Any,
+    near: Any,
+    of: Any,
+    items: Any,
+    evidence: Any,
+    n: Any,
+) -> None:
+    """Items of the sequences most similar to the person's (VS-kNN with STAN's weights).
+
+    Similarity: position-weighted, IDF-weighted overlap over the root of the neighbour's length
+    (Ludewig and Jannach 2018; Garg et al. 2019). An item counts by its distance to the common one.
+    similarity float32 [>= S], all 0 before and after; common int64 [>= S]; near int64: space
+    """
+    sequences = starts.shape[0] - 1
+    known = postings_at.shape[0] - 1
+    found = 0
+    for j in range(min(length, SHORT_MAX)):
+        item = recent[j]
+        repeated = item >= known
+        for earlier in range(j):
+            repeated = repeated or recent[earlier] == item
+        if repeated or postings_at[item + 1] == postings_at[item]:
+            continue
+        first, stop = postings_at[item], postings_at[item + 1]
+        rarity = math.log(1.0 + sequences / (stop - first))
+        weight = np.float32(math.exp(-j / POSITION_DECAY) * rarity)
+        for o in range(first, stop):
+            s = postings[o, 0]
+            if similarity[s] == 0.0:
+                if found == near.shape[0]:
+                    continue
+                near[found] = s
+                found += 1
+                common[s] = postings[o, 1]
+            similarity[s] += weight
+    if found == 0:
+        return
+    for a in range(found):
+        s = near[a]
+        similarity[s] /= np.float32(math.sqrt(starts[s + 1] - starts[s]))
+    floor = np.float32(0.0)
+    if found > NEIGHBOURS_MAX:
+        values = np.empty(found, np.float32)
+        for a in range(found):
+            values[a] = similarity[near[a]]
+        floor = np.partition(values, found - NEIGHBOURS_MAX)[found - NEIGHBOURS_MAX]
+    total = np.float32(0.0)
+    for a in range(found):
+        if similarity[near[a]] >= floor:
+            total += similarity[near[a]]
+    fade = np.float32(math.exp(-1.0 / NEIGHBOUR_DECAY))
+    for a in range(found):
+        s = near[a]
+        if similarity[s] >= floor:
+            share = similarity[s] / total
+            weight = share
+            for p in range(common[s] + 1, min(common[s] + 1 + NEIGHBOUR_REACH, starts[s + 1])):
+                slot = add_candidate(history[p], of, items, evidence, n)
+                if slot >= 0:
+                    evidence[NEIGHBOURS, slot] += weight
+                weight *= fade
+            weight = share
+            for p in range(common[s] - 1, max(common[s] - 1 - NEIGHBOUR_REACH, starts[s] - 1), -1):
+                slot = add_candidate(history[p], of, items, evidence, n)
+                if slot >= 0:
+                    evidence[NEIGHBOURS_BEFORE, slot] += weight
+                weight *= fade
+        similarity[s] = 0.0
+
+
+@njit(cache=True, nogil=True)
+def add_own(recent: Any, length: Any, of: Any, items: Any, evidence: Any, n: Any) -> None:
+    """The person's own recent items: how lately, how often, and which are the last two."""
+    weight = np.float32(1.0)
+    for j in range(length):
+        slot = add_candidate(recent[j], of, items, evidence, n)
+        if slot >= 0:
+            evidence[OWN, slot] = max(evidence[OWN, slot], weight)
+            evidence[OWN_COUNT, slot] += np.float32(1.0)
+            if j == 0:
+                evidence[CURRENT, slot] = np.float32(1.0)
+            elif j == 1:
+                evidence[PREVIOUS, slot] = np.float32(1.0)
+        weight *= np.float32(SHORT_DECAY)
+
+
+@njit(cache=True, nogil=True)
+def add_liked(recent: Any, length: Any, attributes: Any, items: Any, evidence: Any, n: Any) -> None:
+    """How many of the person's recent items share an attribute with each candidate, weighted.
+
+    attributes  int32 [items_max, 4], -1 = none
+    """
+    liked = np.empty(SHORT_MAX * attributes.shape[1], np.int64)
+    weights = np.empty(liked.shape[0], np.float32)
+    found = 0
+    weight = np.float32(1.0)
+    for j in range(min(length, SHORT_MAX)):
+        for a in range(attributes.shape[1]):
+            attribute = attributes[recent[j], a]
+            if attribute < 0:
+                continue
+            k = 0
+            while k < found and liked[k] != attribute:
+                k += 1
+            if k == found:
+                liked[k] = attribute
+                weights[k] = 0.0
+                found += 1
+            weights[k] += weight
+        weight *= np.float32(SHORT_DECAY)
+    if found == 0:
+        return
+    for c in range(n[0]):
+        for a in range(attributes.shape[1]):
+            attribute = attributes[items[c], a]
+            if attribute >= 0:
+                for k in range(found):
+                    if liked[k] == attribute:
+                        evidence[LIKED, c] += weights[k]
+                        break
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def to_features(
+    evidence: Any, items: Any, n: Any, counts: Any, recent_counts: Any, sums: Any
+) -> None:
+    """Turn shares and counts into the features that the stacker weighs, in place.
+
+    sums  float64 [2], all of `counts` and of `recent_counts`
+    """
+    scale = np.float32(1.0 / FLOOR)
+    for feature in range(OWN):
+        for c in range(n):
+            if evidence[feature, c] > 0.0:
+                evidence[feature, c] = math.log(np.float32(1.0) + evidence[feature, c] * scale)
+    inverse = np.float32(1.0 / (sums[0] + 1.0))
+    inverse_recent = np.float32(1.0 / (sums[1] + 1.0))
+    for c in range(n):
+        if evidence[OWN_COUNT, c] > 0.0:
+            evidence[OWN_COUNT, c] = math.log(np.float32(1.0) + evidence[OWN_COUNT, c])
+        if evidence[LIKED, c] > 0.0:
+            evidence[LIKED, c] = math.log(np.float32(1.0) + evidence[LIKED, c])
+        item = items[c]
+        evidence[POPULAR, c] = math.log((counts[item] + np.float32(0.5)) * inverse)
+        evidence[POPULAR_NOW, c] = math.log(
+            (recent_counts[item] + np.float32(0.5)) * inverse_recent
+        )
+
+
+@njit(cache=True, nogil=True)
+def best(
+    among: Any, scores: Any, n: Any, alive: Any, blocked: Any, k: Any, out: Any, out_scores: Any
+) -> Any:
+    """The k of `among` with the highest scores that are alive and not blocked.
+
+    among int32 [n], scores float32 [n]; out, out_scores [>= k] are filled, best first.
+    Returns how many.
+    """
+    found = 0
+    for slot in range(n):
+        item = among[slot]
+        score = scores[slot]
+        if found == k and score <= out_scores[k - 1]:
+            continue
+        if alive[item] == 0 or blocked[item] != 0:
+            continue
+        at = found if found < k else k - 1
+        while at > 0 and out_scores[at - 1] < score:
+            out_scores[at] = out_scores[at - 1]
+            out[at] = out[at - 1]
+            at -= 1
+        out_scores[at] = score
+        out[at] = item
+        if found < k:
+            found += 1
+    return found

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from actors.engine import kernels
 from actors.engine.engine import NextAction
 from actors.engine.vector import VectorPolicy
 from tests.actors.engine.fakes import FakeItems, FakePeople
@@ -37,34 +38,40 @@ def test_consolidating_changes_no_ranking():
     # Not learned: what a person did themselves is no evidence while it is only in the log.
     people.append(45, 3, 1000)
     people.append(45, 4, 1001)
-    before = learner.rank(45, None, 20, 1010, NONE, False)
+    everything = np.arange(20, dtype=np.int32)
+    counted = [kernels.AFTER, kernels.DIRECT, kernels.BEFORE, kernels.POPULAR]
+    before = learner.explain(45, everything)[:, counted]
     learner.consolidate()
-    after = learner.rank(45, None, 20, 1010, NONE, False)
-    assert dict(zip(before.items, before.scores, strict=True)) == pytest.approx(
-        dict(zip(after.items, after.scores, strict=True)), abs=1e-6
-    )
+    assert learner.explain(45, everything)[:, counted] == pytest.approx(before, abs=1e-5)
+    assert np.abs(before).sum(axis=0).min() > 1.0, "each component has something to say"
 
 
-def test_a_batch_teaches_what_single_events_teach():
-    single, people, _ = engine()
+def test_a_batch_leaves_the_history_that_single_events_leave():
+    single, _, _ = engine()
     batched, _, _ = engine()
     rng = np.random.default_rng(6)
     rows = rng.integers(0, 40, 300).astype(np.int32)
     items = rng.integers(0, 20, 300).astype(np.int32)
-    times = np.arange(1000, 1300, dtype=np.uint32)
+    times = np.cumsum(rng.integers(0, 200, 300)).astype(np.uint32) + 1000
     for row, item, time in zip(rows.tolist(), items.tolist(), times.tolist(), strict=True):
         single.learn(row, item, 0, 0.0, time)
     batched.learn_batch(rows, items, np.zeros(300, np.uint8), np.zeros(300, np.float32), times)
-    single.consolidate()
-    batched.consolidate()
-    feed(single, people, 45, [3, 4])
-    one = single.rank(45, None, 10, 2000, NONE, False)
-    batched.learn(45, 3, 0, 0.0, 1000)
-    batched.learn(45, 4, 0, 0.0, 1001)
-    batched._people = people
-    other = batched.rank(45, None, 10, 2000, NONE, False)
-    assert one.items.tolist() == other.items.tolist()
-    assert one.scores.tolist() == other.scores.tolist()
+    one, other = single.save(), batched.save()
+    assert len(one["uids"]) > 40, "pauses have split some people's events"
+    for name in ("uids", "times", "starts", "items"):
+        assert one[name].tolist() == other[name].tolist(), name
+
+
+def test_contributions_add_up_to_the_score():
+    learner, people, _ = engine()
+    rng = np.random.default_rng(10)
+    for row in range(40):
+        feed(learner, people, row, rng.integers(0, 20, 6).tolist())
+    learner.consolidate()
+    ranked = learner.rank(3, None, 20, 1010, NONE, False)
+    assert learner.explain(3, ranked.items).sum(axis=1) == pytest.approx(ranked.scores, abs=1e-4)
+    asked = learner.rank(3, np.array([4, 9], np.int32), 20, 1010, NONE, False)
+    assert learner.explain(3, asked.items).sum(axis=1) == pytest.approx(asked.scores, abs=1e-4)
 
 
 def test_dead_excluded_and_seen_items_are_never_returned():
