@@ -310,3 +310,16 @@ def test_a_signal_ends_the_wait_and_later_ones_are_ignored(number: signal.Signal
 def test_a_signal_before_the_wait_interrupts_what_runs(number: signal.Signals) -> None:
     with pytest.raises(KeyboardInterrupt), stoppable():
         signal.raise_signal(number)
+
+
+def test_up_refuses_another_host_without_keys_and_a_taken_port(run: Run, tmp_path: Path) -> None:
+    code, _, err = run("up", "--host", "0.0.0.0", "--port", "0", "--data-dir", str(tmp_path))
+    assert code == 2
+    assert "host 0.0.0.0 needs keys" in err
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        code, _, err = run("up", "--port", port, "--data-dir", str(tmp_path))
+    assert code == 2
+    assert f"port {port}" in err
