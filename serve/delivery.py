@@ -49,6 +49,10 @@ class Delivery:
                 f"inflight_max, attempts_max and timeout_s must be > 0, "
                 f"got {inflight_max}, {attempts_max} and {timeout_s}"
             )
+        if not url.startswith(("http://", "https://")):
+            raise ConfigError(f"url must start with http:// or https://, got {url!r}")
+        if api_key and not (api_key.isascii() and api_key.isprintable()):
+            raise ConfigError("api_key must be printable ASCII, without a newline")
         if direct and not api_key.startswith("sk_"):
             raise ConfigError("direct needs an sk_ key")
         self.attempts_max = attempts_max

@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import pickle
 import random
+from typing import Any
 
 import msgspec
 import pytest
 
 from actors.messages import Problem
 from cluster.errors import AuthError, ConfigError, Overloaded, Unavailable
-from serve.client import ApiError
+from serve.client import ApiError, Client
 from serve.client_http import RETRY_AFTER_MAX_S
 from serve.delivery import BACKOFF_MAX_S, Delivery
 from tests.serve.fake_gateway import (
     DECIDED,
+    KEY,
     SDK_SECRETS,
     FakeGateway,
     HttpAnswer,
@@ -111,6 +113,39 @@ async def test_retry_after_is_read_and_bounded() -> None:
             seen.append((await http.request("GET", "/x")).retry_after_s)
     assert seen == [7.0, RETRY_AFTER_MAX_S, 0.0, 0.0]
     await gateway.stop()
+
+
+@asynchronous
+async def test_an_answer_of_many_pieces_arrives_whole_and_an_endless_one_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = bytes(range(256)) * 8192
+    gateway = await FakeGateway(lambda *_: (200, whole)).start()
+    async with new_client(gateway, direct=False, attempts_max=1) as client:
+        assert await client.decide_raw(b"", user_id="ada") == whole
+        monkeypatch.setattr("serve.client_http.REPLY_BYTES_MAX", len(whole) - 1)
+        with pytest.raises(Unavailable, match="must be <= "):
+            await client.decide_raw(b"", user_id="ada")
+        monkeypatch.undo()
+    await gateway.stop()
+
+
+@pytest.mark.parametrize(
+    ("url", "key", "settings"),
+    [
+        ("127.0.0.1:8000", KEY, {}),
+        ("http://h", KEY + "\n", {}),
+        ("http://h", "sk_ö", {}),
+        ("http://h", KEY, {"inflight_max": 0}),
+        ("http://h", KEY, {"attempts_max": 0}),
+        ("http://h", KEY, {"timeout_s": 0}),
+    ],
+)
+def test_settings_that_can_not_work_are_refused_at_once(
+    url: str, key: str, settings: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError, match="must"):
+        Client(url, key, **settings)
 
 
 @asynchronous
