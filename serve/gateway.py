@@ -80,6 +80,10 @@ class Control(Protocol):
     async def import_status(self, tenant: str, import_id: str) -> bytes | None: ...
 
 
+Named = Person | BatchItem
+"""What names a person."""
+
+
 class Gateway:
     """Answers decide, track, identify, page and batch, given headers and body."""
 
@@ -107,10 +111,13 @@ class Gateway:
 
     async def message(self, op: Op, caller: Caller, body: bytes) -> Answer:
         """One message to its person's owner. Raises what `answer_of` understands."""
+        return await self.forward(op, caller, _person.decode(body), body)
+
+    async def forward(self, op: Op, caller: Caller, person: Named, body: bytes) -> Answer:
+        """As `message`, where the person was read before."""
         limit = BODY_BYTES_MAX if op is Op.DECIDE else EVENT_BYTES_MAX
         if len(body) > limit:
             raise too_large("the message", len(body), limit)
-        person = _person.decode(body)
         position = position_of(caller, person)
         status, reply = await self.router.call(
             op, position, body, caller.meta, person.message_id is not None
@@ -131,7 +138,7 @@ class Gateway:
         try:
             data = bytes(raw)
             item = _batch_item.decode(data)
-            return await self.message(OP_OF_TYPE[item.type], caller, without(data, "type"))
+            return await self.forward(OP_OF_TYPE[item.type], caller, item, without(data, "type"))
         except Exception as error:
             return answer_of(error)
 
@@ -154,7 +161,7 @@ class Gateway:
         self.counts[key] = self.counts.get(key, 0) + 1
 
 
-def position_of(caller: Caller, person: Person) -> int:
+def position_of(caller: Caller, person: Named) -> int:
     """Where the person of a message lives. Raises RequestError without an id or the right to it."""
     if person.user_id is not None:
         if caller.role != "sk":

@@ -29,7 +29,7 @@ import msgspec
 from msgspec import Meta
 from starlette.websockets import WebSocketDisconnect
 
-from actors.messages import BODY_BYTES_MAX, Wire
+from actors.messages import BODY_BYTES_MAX, Person, Wire
 from cluster.errors import AuthError, OnehopError, RequestError
 from serve.auth import Caller
 from serve.gateway import OP_OF_TYPE, Gateway, without
@@ -50,8 +50,8 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
-class StreamMessage(Wire):
-    """What the gateway reads of a stream's message beside the person."""
+class StreamMessage(Person, kw_only=True):
+    """What the gateway reads of a stream's message."""
 
     id: Annotated[str, Meta(max_length=128)] | int
     type: str
@@ -154,7 +154,8 @@ class Stream:
             if op is None:
                 wanted = ", ".join(OP_OF_TYPE)
                 raise RequestError(422, "the type is unknown", "type", repr(head.type), wanted)
-            answer = await self._gateway.message(op, self._caller, without(data, "id", "type"))
+            body = without(data, "id", "type")
+            answer = await self._gateway.forward(op, self._caller, head, body)
         except Exception as error:
             answer = answer_of(error)
         self._reply(message_id, answer)
