@@ -132,7 +132,7 @@ def _only_block(total: Any) -> Any:
     return _H0, h1, h2, h3, h4, h5, h6, h7, h0, h1, h2, h3, h4 ^ total, h5, ~h6, h7
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _hash_ids(prefix: Any, offsets: Any, data: Any, hi: Any, lo: Any, faults: Any) -> None:
     lanes = np.zeros((BLOCK_WORDS, LANES), np.uint64)
     sizes = np.zeros(LANES, np.uint64)
