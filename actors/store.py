@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors import store_kernels as kernels
-from actors.events import IMPRESSION, WEIGHTS
+from actors.events import IMPRESSION, PURCHASED, WEIGHTS
 from actors.store_kernels import ROW
 from cluster.errors import StoreFull
 
-_UNPACK_KEY = Struct(">qq").unpack
+_UN_PACK_KEY = Struct(">qq").unpack
 _PACK_KEY = Struct(">qq").pack
 # Linux's MAP_NORESERVE, which Python 3.11 does not name.
 _MAP_NORESERVE = 0x4000
@@ -101,7 +101,7 @@ class ProfileStore:
 
     def find(self, key: bytes) -> int:
         """Row of a 16-byte key hash, or -1."""
-        hi, lo = _UNPACK_KEY(key)
+        hi, lo = _UN_PACK_KEY(key)
         return int(kernels.find(self.rows, self.index, self.old_index, self.heap, hi, lo))
 
     def ensure(self, key: bytes, now_s: int) -> int:
@@ -110,7 +110,7 @@ class ProfileStore:
         if row >= 0:
             return row
         self._keep_index_sparse()
-        hi, lo = _UNPACK_KEY(key)
+        hi, lo = _UN_PACK_KEY(key)
         row = int(kernels.insert(self.rows, self.index, self.old_index, self.heap, hi, lo, now_s))
         if row < 0:
             raise self._no_row()
@@ -223,6 +223,7 @@ class ProfileStore:
             attributes,
             _WEIGHTS,
             IMPRESSION,
+            PURCHASED,
             rows,
             items,
             event_types,

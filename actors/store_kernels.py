@@ -12,7 +12,8 @@ free list. Arrays never move and an array argument costs 60 ns a call, so kernel
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 from numba import njit
@@ -45,6 +46,11 @@ ROW = np.dtype(
     align=True,
 )
 assert ROW.itemsize == 64
+
+Kernel = TypeVar("Kernel", bound=Callable[..., Any])
+# Kernels allocate nothing, so numba's reference counts (its "NRT") would only cost: four times
+# the run time of `apply_many`, as each call of a helper counts each of its arrays up and down.
+kernel: Callable[[Kernel], Kernel] = njit(cache=True, _nrt=False)  # type: ignore[call-overload]
 
 # Integers of any width, as numba infers them.
 Int = Any
@@ -106,7 +112,7 @@ VECTOR_STEP = 0.1
 """Share of the newest item in a person's vector: v = (1 - VECTOR_STEP) v + VECTOR_STEP m."""
 
 
-@njit(cache=True)
+@kernel
 def find(rows: Any, index: Any, old: Any, heap: Any, hi: Int, lo: Int) -> Any:
     """Row of a key, or -1."""
     row = _probe(rows, index, heap[INDEX_MASK], hi, lo)
@@ -115,7 +121,7 @@ def find(rows: Any, index: Any, old: Any, heap: Any, hi: Int, lo: Int) -> Any:
     return row
 
 
-@njit(cache=True)
+@kernel
 def _probe(rows: Any, table: Any, mask: Int, hi: Int, lo: Int) -> Any:
     at = lo & mask
     while True:
@@ -129,7 +135,7 @@ def _probe(rows: Any, table: Any, mask: Int, hi: Int, lo: Int) -> Any:
         at = (at + 1) & mask
 
 
-@njit(cache=True)
+@kernel
 def insert(rows: Any, index: Any, old: Any, heap: Any, hi: Int, lo: Int, now_s: Int) -> Any:
     """Row of a new profile, whose key must not be there yet; FULL if no row is free."""
     if heap[OLD_MASK] >= 0:
@@ -167,7 +173,7 @@ def insert(rows: Any, index: Any, old: Any, heap: Any, hi: Int, lo: Int, now_s: 
     return row
 
 
-@njit(cache=True)
+@kernel
 def _place(index: Any, heap: Any, lo: Int, row: Int) -> None:
     at = lo & heap[INDEX_MASK]
     while index[at] > 0:
@@ -177,7 +183,7 @@ def _place(index: Any, heap: Any, lo: Int, row: Int) -> None:
     index[at] = row + 1
 
 
-@njit(cache=True)
+@kernel
 def _migrate(rows: Any, index: Any, old: Any, heap: Any, slots: Int) -> None:
     """Move up to `slots` slots of the old index; ends the migration when all are moved."""
     stop = min(heap[OLD_AT] + slots, heap[OLD_MASK] + 1)
@@ -192,7 +198,7 @@ def _migrate(rows: Any, index: Any, old: Any, heap: Any, slots: Int) -> None:
         heap[OLD_MASK] = -1
 
 
-@njit(cache=True)
+@kernel
 def remove(rows: Any, words: Any, index: Any, old: Any, heap: Any, row: Int) -> None:
     """Forget a profile: its blob and its key are zeroed, its row is free again."""
     lo = rows[row].key_lo
@@ -215,7 +221,7 @@ def remove(rows: Any, words: Any, index: Any, old: Any, heap: Any, row: Int) -> 
     heap[ROWS_LIVE] -= 1
 
 
-@njit(cache=True)
+@kernel
 def _allocate(words: Any, heap: Any, size_class: Int) -> Any:
     """Start of a blob of the class, or FULL."""
     size = CLASS_WORDS[size_class]
@@ -232,7 +238,7 @@ def _allocate(words: Any, heap: Any, size_class: Int) -> Any:
     return at
 
 
-@njit(cache=True)
+@kernel
 def _release(words: Any, heap: Any, at: Int, size_class: Int) -> None:
     """Zero a blob, since it held personal data, and put it on its class's free list."""
     if size_class == 0:
@@ -244,7 +250,7 @@ def _release(words: Any, heap: Any, at: Int, size_class: Int) -> None:
     heap[HEAP_USED] -= CLASS_WORDS[size_class]
 
 
-@njit(cache=True)
+@kernel
 def fixed_words(rows: Any, row: Int) -> Any:
     """Words of the blob before the ring."""
     return (
@@ -255,7 +261,7 @@ def fixed_words(rows: Any, row: Int) -> Any:
     )
 
 
-@njit(cache=True)
+@kernel
 def _make_room(
     rows: Any, words: Any, heap: Any, row: Int, gap_at: Int, gap: Int, ring: Int
 ) -> bool:
@@ -299,7 +305,7 @@ def _make_room(
     return True
 
 
-@njit(cache=True)
+@kernel
 def append_event(
     rows: Any,
     words: Any,
@@ -328,7 +334,7 @@ def append_event(
     return True
 
 
-@njit(cache=True)
+@kernel
 def event_at(rows: Any, row: Int, newest: Int) -> Any:
     """Word of the `newest`-th event of the ring, 0 = the latest; newest < ring_n."""
     slot = np.int64(rows[row].ring_head) - 1 - newest
@@ -337,7 +343,7 @@ def event_at(rows: Any, row: Int, newest: Int) -> Any:
     return np.int64(rows[row].blob_at) + fixed_words(rows, row) + EVENT_WORDS * slot
 
 
-@njit(cache=True)
+@kernel
 def _count(
     rows: Any,
     words: Any,
@@ -369,7 +375,7 @@ def _count(
     return True
 
 
-@njit(cache=True)
+@kernel
 def _like(
     rows: Any, words: Any, floats: Any, heap: Any, row: Int, attribute: Int, weight: float
 ) -> bool:
@@ -402,7 +408,7 @@ def _like(
     return True
 
 
-@njit(cache=True)
+@kernel
 def _decay(rows: Any, floats: Any, row: Int, fast: float, slow: float) -> None:
     """Multiply the counters by their factors and the affinities by the slow one."""
     at = np.int64(rows[row].blob_at) + rows[row].vector_d + rows[row].trait_words
@@ -415,7 +421,7 @@ def _decay(rows: Any, floats: Any, row: Int, fast: float, slow: float) -> None:
         at += AFFINITY_WORDS
 
 
-@njit(cache=True)
+@kernel
 def observe(
     rows: Any,
     words: Any,
@@ -471,7 +477,7 @@ def observe(
     return fits
 
 
-@njit(cache=True)
+@kernel
 def enter_ring(
     rows: Any,
     words: Any,
@@ -488,7 +494,7 @@ def enter_ring(
     return append_event(rows, words, heap, row, item, event_type, value, time_s)
 
 
-@njit(cache=True)
+@kernel
 def set_section(rows: Any, words: Any, heap: Any, row: Int, vector: bool, content: Any) -> bool:
     """Replace the vector (or else the traits) by `content`, uint32 [n]. False: arena full."""
     size = np.int64(len(content))
@@ -508,7 +514,7 @@ def set_section(rows: Any, words: Any, heap: Any, row: Int, vector: bool, conten
     return True
 
 
-@njit(cache=True)
+@kernel
 def blend(
     rows: Any, words: Any, floats: Any, heap: Any, embeddings: Any, row: Int, item: Int
 ) -> bool:
@@ -536,7 +542,7 @@ def blend(
     return True
 
 
-@njit(cache=True)
+@kernel
 def blend_many(
     rows: Any,
     words: Any,
@@ -557,7 +563,7 @@ def blend_many(
     return True
 
 
-@njit(cache=True)
+@kernel
 def ensure_rows(
     rows: Any,
     index: Any,
@@ -587,7 +593,7 @@ def ensure_rows(
     return stop
 
 
-@njit(cache=True)
+@kernel
 def apply_many(
     rows: Any,
     words: Any,
@@ -597,6 +603,7 @@ def apply_many(
     attributes: Any,
     weights: Any,
     no_ring: Int,
+    purchase: Int,
     at: Any,
     items: Any,
     event_types: Any,
@@ -606,7 +613,8 @@ def apply_many(
     """`observe` and `enter_ring` for events [n] in order; returns how many were applied.
 
     at         int32 [n] rows; items int32 [n], -1 = none; event_types uint8 [n]
-    weights    float32 [64] by event type; no_ring: the event type that never enters the ring
+    weights    float32 [64] by event type
+    no_ring    the event type that never enters the ring; purchase: the one whose value is money
     values     float32 [n]; times_s uint32 [n]
     Stops at the first event that does not fit the arena.
     """
@@ -628,7 +636,7 @@ def apply_many(
             kind,
             np.float64(weights[kind]),
             value,
-            0.0,
+            value if kind == purchase else 0.0,
             time_s,
             0,
         ):
