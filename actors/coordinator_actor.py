@@ -14,6 +14,7 @@ from ray.exceptions import RayActorError, RayError
 from actors.coordinator import CatalogueDump, Coordinator, ShardHandle, Started
 from actors.messages import Item
 from actors.shard_actor import ShardActor
+from actors.warm_start_actor import Imports
 from cluster.config import Config
 from cluster.errors import Unavailable
 from cluster.keys import KeyRange
@@ -75,6 +76,7 @@ class CoordinatorActor:
         self.config = msgspec.json.decode(config_json, type=Config)
         logging.basicConfig(level=self.config.log_level)
         self.coordinator = Coordinator(self.config, self._new_shard)
+        self.imports = Imports(self.config, self.coordinator)
         self.starting: asyncio.Task[None] | None = None
 
     async def _started(self) -> Coordinator:
@@ -120,6 +122,13 @@ class CoordinatorActor:
 
     async def item_ids(self, tenant: str) -> list[str]:
         return (await self._started()).item_ids(tenant)
+
+    async def start_import(self, tenant: str, spec_json: bytes) -> bytes:
+        await self._started()
+        return await self.imports.start(tenant, spec_json)
+
+    async def import_status(self, tenant: str, import_id: str) -> bytes | None:
+        return self.imports.status(tenant, import_id)
 
     async def restarts(self) -> dict[str, int]:
         return self.coordinator.restarts()
