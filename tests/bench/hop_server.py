@@ -91,7 +91,6 @@ def serve_ray(port: int, seed: int, folder: Path, name: str) -> None:
     wait_until_it_answers(port)
     ready(port=port)
     wait_for_close()
-    serve.shutdown()
     ray.shutdown()
 
 
