@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 from time import perf_counter_ns
 from typing import cast
 
@@ -118,8 +119,18 @@ class OwnerConnection(asyncio.Protocol):
         for request, op, _, meta, body in frames:
             status, answer = self._answer(op, meta, body, arrived_ns)
             out.append(encode_frame(request, Op.REPLY, answer, b"", status))
-        if out and self._transport is not None:
-            self._transport.write(b"".join(out))
+        if not out:
+            return
+        journal = self._shard.journal
+        if journal is None:
+            self._send(b"".join(out))
+        else:
+            # Reads wait too: what they saw must not be lost after they told of it.
+            journal.after_all(partial(self._send, b"".join(out)))
+
+    def _send(self, data: bytes) -> None:
+        if self._transport is not None:
+            self._transport.write(data)
 
     def _answer(self, op: int, meta: bytes, body: bytes, arrived_ns: int) -> Answer:
         caller = self._caller or (_NOBODY if op == Op.STATS else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from cluster.errors import RequestError
@@ -72,6 +73,8 @@ class EventTypes:
     def __init__(self) -> None:
         self._numbers = dict(TYPES)
         self.names = list(NAMES)
+        self.on_new: Callable[[str], None] = lambda name: None
+        """Told of every name that gets a number."""
 
     def number(self, name: str) -> int:
         """The number of a name, given when the name is first seen."""
@@ -81,6 +84,7 @@ class EventTypes:
                 return OTHER
             number = self._numbers[name] = len(self.names)
             self.names.append(name)
+            self.on_new(name)
         return number
 
 

@@ -14,11 +14,9 @@ from time import perf_counter_ns, time
 from typing import Any
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
-from actors import events
-from actors.checked import Applied, check_event, decode, refusal
+from actors import records
+from actors.checked import check_event, decode, refusal
 from actors.decide import decide, plan
 from actors.messages import (
     DecideAnswer,
@@ -34,10 +32,14 @@ from actors.messages import (
 )
 from actors.people import PUBLIC_ROLE, Caller, person_key
 from actors.profile import describe_profile, merge_traits
-from actors.recent import Answered, DecisionLog, DecisionRecord, DedupeWindow, digest
+from actors.recent import digest
+from actors.records import (
+    Forgotten,
+    Identified,
+    Observed,
+)
 from actors.stages import Stages
-from actors.store import ProfileStore
-from actors.tenant import Tenant
+from actors.state import ShardState
 from cluster.config import Config
 from cluster.errors import RequestError, StoreFull
 from cluster.frames import Op
@@ -46,14 +48,21 @@ from cluster.keys import KeyRange
 LOG = logging.getLogger("onehop.actors")
 
 Answer = tuple[int, bytes]
+_WRITE_OPS = frozenset((Op.DECIDE, Op.TRACK, Op.PAGE, Op.IDENTIFY, Op.PROFILE_DELETE))
 _PUBLIC_OPS = frozenset((Op.DECIDE, Op.TRACK, Op.PAGE, Op.IDENTIFY))
-DURABILITY = "memory"
 _NOBODY = -1
 _NEW = b'{"duplicate":false'
 _REPEAT = b'{"duplicate":true'
 
 
-class Shard:
+class _Opened(msgspec.Struct, frozen=True):
+    """A request that is neither a repeat nor another shard's."""
+
+    key: bytes
+    now_s: float
+
+
+class Shard(ShardState):
     """Owns the profiles of `key_range` and answers for them.
 
     now  the clock, seconds since 1970
@@ -67,23 +76,8 @@ class Shard:
         epoch: int = 1,
         now: Callable[[], float] = time,
     ) -> None:
-        self.shard_id = shard_id
-        self.key_range = key_range
-        self.config = config
-        self.epoch = epoch
-        self.now = now
-        self.store = ProfileStore(
-            profiles_max=config.profiles_max,
-            profile_bytes_max=config.profile_bytes_max,
-            ring_events_max=config.ring_events_max,
-            session_gap_s=config.session_gap_s,
-            fast_half_life_s=config.fast_half_life_s,
-            slow_half_life_s=config.slow_half_life_s,
-        )
-        self.dedupe = DedupeWindow(config.dedupe_window_s, config.dedupe_bytes_max)
-        self.decisions = DecisionLog(config.decisions_bytes_max)
+        super().__init__(shard_id, key_range, config, epoch, now)
         self.stages = Stages()
-        self.tenants: dict[str, Tenant] = {}
         # Sequence numbers of decisions: a random start keeps them apart across restarts.
         self._sequence = secrets.randbits(24) << 36
         self._encode = msgspec.json.Encoder().encode
@@ -92,7 +86,6 @@ class Shard:
         self._identify_decoder = msgspec.json.Decoder(IdentifyRequest)
         self._page_decoder = msgspec.json.Decoder(PageRequest)
         self._person_decoder = msgspec.json.Decoder(Person)
-        self._swept_to = 0
         self._handlers: dict[int, Callable[[Caller, bytes, int], Answer]] = {
             Op.DECIDE: self._decide,
             Op.TRACK: self._track,
@@ -105,17 +98,6 @@ class Shard:
             Op.STATS: self._stats,
         }
 
-    def tenant(self, name: str) -> Tenant:
-        """The state of a tenant, made when it is first named."""
-        tenant = self.tenants.get(name)
-        if tenant is None:
-            if len(self.tenants) >= self.config.tenants_max:
-                raise RequestError(
-                    403, "too many tenants", "tenant", name, f"at most {self.config.tenants_max}"
-                )
-            tenant = self.tenants[name] = Tenant(name, self.store, self.config)
-        return tenant
-
     def handle(self, op: int, caller: Caller, body: bytes, arrived_ns: int) -> Answer:
         """Answer one request: (HTTP status, JSON). Never raises for what a caller can send.
 
@@ -126,6 +108,8 @@ class Shard:
             return self.refuse(RequestError(400, "a shard does not answer this op", "op", str(op)))
         if caller.role == PUBLIC_ROLE and op not in _PUBLIC_OPS:
             return self.refuse(RequestError(403, "a public key may not do this"))
+        if self.journal is not None and not self.journal.has_room and op in _WRITE_OPS:
+            return self.refuse(RequestError(503, "the disk is full; only reads are served"))
         try:
             return handler(caller, body, arrived_ns)
         except RequestError as error:
@@ -165,7 +149,8 @@ class Shard:
             for i, event in enumerate(request.events)
         ]
         planned = [plan(tenant, spec) for spec in request.decisions]
-        row = self._apply(tenant, key, applied, request.session_id, int(now_s))
+        session = hash_session(request.session_id)
+        row = self.apply_events(tenant, key, applied, session)
         applied_ns = perf_counter_ns()
         first = self._sequence
         self._sequence += 16
@@ -184,19 +169,24 @@ class Shard:
             DecideAnswer(
                 False,
                 self.store.version(row),
-                DURABILITY,
+                self.config.durability,
                 False,
                 Took(queue_ns / 1e6, update_ns / 1e6, score_ns / 1e6),
                 decisions,
             )
         )
         self.stages.record(queue_ns, update_ns, score_ns)
-        if decisions:
-            record = DecisionRecord(caller.tenant, key if row >= 0 else b"", int(now_s), answer)
-            self.decisions.add(first, record)
-        if message_id is not None:
-            entry = Answered(int(now_s), digest(Op.DECIDE, body), answer)
-            self.dedupe.add(caller.tenant, message_id, entry)
+        record = Observed(
+            caller.tenant,
+            key,
+            session,
+            int(now_s),
+            applied,
+            first if decisions else 0,
+            records.Answer(message_id or "", digest(Op.DECIDE, body), answer),
+        )
+        self.remember(record, row)
+        self.log(record)
         return 200, answer
 
     def _owned(self, caller: Caller, user_id: str | None, anonymous_id: str | None) -> bytes | int:
@@ -224,40 +214,6 @@ class Shard:
         self.stages.duplicates += 1
         return 200, first.answer.replace(_NEW, _REPEAT, 1)
 
-    def _apply(
-        self, tenant: Tenant, key: bytes, applied: list[Applied], session: str | None, now_s: int
-    ) -> int:
-        """Apply checked events to the person; returns the row, -1 if there is no profile."""
-        store = self.store
-        row = store.find(key)
-        if not applied:
-            return row
-        store.check_room(row, len(applied))
-        if row < 0:
-            row = store.ensure(key, applied[0].time_s)
-        session_number = hash_session(session) if session else 0
-        catalogue = tenant.catalogue
-        for item, kind, value, money, time_s in applied:
-            weight = events.WEIGHTS[kind]
-            store.observe(
-                row,
-                item,
-                kind,
-                weight,
-                value,
-                money,
-                time_s,
-                session_number,
-                catalogue.attribute_ids,
-            )
-            if events.enters_ring(kind, item):
-                tenant.engine.learn(row, item, kind, value, time_s)
-                store.enter_ring(row, item, kind, value, time_s)
-                if catalogue.embeddings is not None and weight > 0.0:
-                    store.blend(row, item, catalogue.embeddings)
-        self.stages.events += len(applied)
-        return row
-
     # Segment's calls.
 
     def _track(self, caller: Caller, body: bytes, arrived_ns: int) -> Answer:
@@ -279,39 +235,46 @@ class Shard:
         event: Event | TrackRequest,
     ) -> Answer:
         started_ns = perf_counter_ns()
-
-        def change(tenant: Tenant, key: bytes, now_s: float) -> int:
-            future_s = self.config.event_future_s
-            applied = check_event(tenant, event, request.sent_at, now_s, future_s, "")
-            return self._apply(tenant, key, [applied], request.session_id, int(now_s))
-
-        answer = self._once(caller, body, op, request, change)
+        opened = self._open(caller, request, op, body)
+        if not isinstance(opened, _Opened):
+            return opened
+        key, now_s = opened.key, opened.now_s
+        tenant = self.tenant(caller.tenant)
+        future_s = self.config.event_future_s
+        applied = [check_event(tenant, event, request.sent_at, now_s, future_s, "")]
+        session = hash_session(request.session_id)
+        row = self.apply_events(tenant, key, applied, session)
+        answer = self._answer(request.message_id, op, body, row)
+        record = Observed(caller.tenant, key, session, int(now_s), applied, 0, answer)
+        self.remember(record, row)
+        self.log(record)
         self.stages.record(started_ns - arrived_ns, perf_counter_ns() - started_ns, None)
-        return answer
+        return 200, answer.content
 
     def _identify(self, caller: Caller, body: bytes, arrived_ns: int) -> Answer:
         request = decode(self._identify_decoder, body)
+        opened = self._open(caller, request, Op.IDENTIFY, body)
+        if not isinstance(opened, _Opened):
+            return opened
+        key, now_s = opened.key, int(opened.now_s)
+        self.tenant(caller.tenant)
+        row = self.store.find(key)
+        traits = merge_traits(self.store.traits(row) if row >= 0 else b"", request.traits)
+        row = self.set_traits(key, now_s, traits)
+        answer = self._answer(request.message_id, Op.IDENTIFY, body, row)
+        record = Identified(caller.tenant, key, now_s, traits, answer)
+        self.remember(record, row)
+        self.log(record)
+        return 200, answer.content
 
-        def change(tenant: Tenant, key: bytes, now_s: float) -> int:
-            row = self.store.find(key)
-            traits = merge_traits(self.store.traits(row) if row >= 0 else b"", request.traits)
-            self.store.check_room(row, 1)
-            row = self.store.ensure(key, int(now_s))
-            self.store.set_traits(row, traits)
-            self.store.bump(row)
-            return row
-
-        return self._once(caller, body, Op.IDENTIFY, request, change)
-
-    def _once(
+    def _open(
         self,
         caller: Caller,
-        body: bytes,
-        op: int,
         request: TrackRequest | PageRequest | IdentifyRequest,
-        change: Callable[[Tenant, bytes, float], int],
-    ) -> Answer:
-        """Apply `change` if the message id is new; answer with the profile's version."""
+        op: int,
+        body: bytes,
+    ) -> _Opened | Answer:
+        """Whom a request is about, and when; or its answer, if it is a repeat or has moved."""
         key = self._owned(caller, request.user_id, request.anonymous_id)
         if isinstance(key, int):
             return self._moved()
@@ -319,13 +282,12 @@ class Shard:
             repeat = self._repeat(caller.tenant, request.message_id, op, body)
             if repeat is not None:
                 return repeat
-        now_s = self.now()
-        row = change(self.tenant(caller.tenant), key, now_s)
-        answer = self._encode(TrackAnswer(False, self.store.version(row), DURABILITY))
-        if request.message_id is not None:
-            entry = Answered(int(now_s), digest(op, body), answer)
-            self.dedupe.add(caller.tenant, request.message_id, entry)
-        return 200, answer
+        return _Opened(key, self.now())
+
+    def _answer(self, message_id: str | None, op: int, body: bytes, row: int) -> records.Answer:
+        version, durability = self.store.version(row), self.config.durability
+        content = self._encode(TrackAnswer(False, version, durability))
+        return records.Answer(message_id or "", digest(op, body), content)
 
     # Reading and forgetting.
 
@@ -347,9 +309,8 @@ class Shard:
         row = self.store.find(key)
         if row < 0:
             raise _no_profile()
-        for tenant in self.tenants.values():
-            tenant.engine.forget(row)
-        self.store.remove(row)
+        self.forget(row)
+        self.log(Forgotten(caller.tenant, key))
         return 200, b'{"deleted":true}'
 
     def _decision_get(self, caller: Caller, body: bytes, _: int) -> Answer:
@@ -410,60 +371,10 @@ class Shard:
             **self.stages.counters(),
         }
 
-    def sweep(self) -> int:
-        """Forget profiles past their time to live, a bounded part at a time."""
-        before_s = int(self.now()) - self.config.profile_ttl_s
-        forgotten, self._swept_to = self.store.expire(max(before_s, 0), self._swept_to)
-        return forgotten
 
-    # Warm start: columns that are in this shard's range already.
-
-    def load_events(self, tenant_name: str, chunk: dict[str, NDArray[Any]]) -> int:
-        """Apply many events at once, in order. Returns how many; raises StoreFull.
-
-        chunk  key_hi, key_lo int64; item int32 (-1 = none); type uint8; value float32; time uint32
-        """
-        tenant = self.tenant(tenant_name)
-        rows = self.store.ensure_many(chunk["key_hi"], chunk["key_lo"], chunk["time"])
-        applied = len(rows)
-        self.store.apply_many(
-            rows,
-            chunk["item"],
-            chunk["type"],
-            chunk["value"],
-            chunk["time"],
-            tenant.catalogue.attribute_ids,
-        )
-        acted = (chunk["item"] >= 0) & (chunk["type"] != events.IMPRESSION)
-        if not acted.all():
-            rows, chunk = rows[acted], {name: column[acted] for name, column in chunk.items()}
-        items, kinds = chunk["item"], chunk["type"]
-        tenant.engine.learn_batch(rows, items, kinds, chunk["value"], chunk["time"])
-        if tenant.catalogue.embeddings is not None:
-            self.store.blend_many(rows, items, kinds, tenant.catalogue.embeddings)
-        return applied
-
-    def load_profiles(
-        self,
-        tenant_name: str,
-        key_hi: NDArray[np.int64],
-        key_lo: NDArray[np.int64],
-        traits: list[bytes],
-    ) -> int:
-        """Merge traits (JSON objects) into many profiles, created where missing."""
-        self.tenant(tenant_name)
-        times = np.full(len(key_hi), int(self.now()), np.uint32)
-        rows = self.store.ensure_many(key_hi, key_lo, times)
-        for row, document in zip(rows.tolist(), traits, strict=True):
-            merged = merge_traits(self.store.traits(row), msgspec.json.decode(document))
-            self.store.set_traits(row, merged)
-            self.store.bump(row)
-        return len(rows)
-
-
-def hash_session(session: str) -> int:
-    """A 32-bit number of a session id, never 0; tells one session of a person from the next."""
-    return digest(0, session.encode()) & 0xFFFFFFFF or 1
+def hash_session(session: str | None) -> int:
+    """A 32-bit number of a session id; tells one session of a person from the next. 0 = no id."""
+    return 0 if session is None else digest(0, session.encode()) & 0xFFFFFFFF or 1
 
 
 def _no_profile() -> RequestError:

@@ -8,17 +8,18 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 from typing import Any
 
 import msgspec
-import numpy as np
 import ray
 from numpy.typing import NDArray
 
 from actors.coordinator import CatalogueDump, Started
 from actors.endpoint import Endpoint
-from actors.messages import Item
+from actors.journal import Journal
 from actors.principals import Principals
+from actors.recovery import lock_folder, recover
 from actors.shard import Shard
 from actors.warm_up import warm_up
 from cluster.config import Config
@@ -42,13 +43,13 @@ class ShardActor:
         self.shard = Shard(shard_id, key_range, self.config, epoch=0)
         self.endpoint = Endpoint(self.shard, Principals(self.config).secret_of)
         self.address: tuple[str, int] | None = None
-        self.loaded: dict[str, int] = {}
         self.sweeper: asyncio.Task[None] | None = None
 
     async def start(self) -> bytes:
         """Compile the kernels, listen, and say where; `Started` as msgpack. Idempotent."""
         if self.address is None:
             warm_up(self.config)
+            self._recover()
             # What lives now lives for good, and the hot path makes no cycles: look seldom.
             gc.collect()
             gc.freeze()
@@ -61,46 +62,66 @@ class ShardActor:
             Started(self.address[0], self.address[1], node_id, self.shard.epoch, catalogues)
         )
 
+    def _recover(self) -> None:
+        """Become what the log says, and log from here on; for durability "disk"."""
+        if self.config.durability == "disk":
+            folder = self.config.data_path / "shards" / self.shard.shard_id
+            self.lock = lock_folder(folder)
+            end = recover(self.shard, folder)
+            # Epochs only ever grow, also from one life of the cluster to the next.
+            self.shard.epoch = end.epoch + 1
+            self.shard.journal = Journal(folder, end, self._log_failed)
+
+    def _log_failed(self, error: OSError) -> None:
+        # Memory is ahead of the log now, and what is ahead must never be seen or acknowledged.
+        LOG.critical("shard %s leaves, since its log failed: %s", self.shard.shard_id, error)
+        os._exit(1)
+
     async def load_catalogue(self, tenant: str, dump: CatalogueDump) -> None:
-        self.shard.tenant(tenant).catalogue.load(dump)
+        self.shard.load_catalogue(tenant, dump)
+        await self._sync()
 
     async def put_items(self, tenant: str, items_json: bytes) -> None:
-        catalogue = self.shard.tenant(tenant).catalogue
-        for item in msgspec.json.decode(items_json, type=list[Item]):
-            catalogue.put(item)
+        self.shard.put_items(tenant, items_json)
+        await self._sync()
 
     async def take_down(self, tenant: str, ids: list[str]) -> None:
-        for item_id in ids:
-            self.shard.tenant(tenant).catalogue.take_down(item_id)
+        self.shard.take_down(tenant, ids)
+        await self._sync()
 
     async def set_epoch(self, epoch: int) -> None:
         self.shard.epoch = epoch
 
     async def load_events(self, token: str, tenant: str, chunk: dict[str, NDArray[Any]]) -> int:
-        """Apply a warm start's chunk, once per token; returns how many events that were."""
-        if token in self.loaded:
-            return self.loaded[token]
+        """Apply a warm start's chunk, once per token; returns how many events, once durable."""
         count = len(chunk["item"])
-        # Noted first: a retry that comes while this one is at an await must not apply it again.
-        self.loaded[token] = count
         for start in range(0, count, LOAD_EVENTS_MAX):
             part = {name: column[start : start + LOAD_EVENTS_MAX] for name, column in chunk.items()}
-            self.shard.load_events(tenant, part)
+            # A part has a token of its own: a crash may leave a chunk half applied.
+            self.shard.load_events(f"{token}/{start}", tenant, part)
             await asyncio.sleep(0)
+        self.shard.loaded[token] = count
+        await self._sync()
         return count
 
-    async def load_profiles(
-        self,
-        token: str,
-        tenant: str,
-        key_hi: NDArray[np.int64],
-        key_lo: NDArray[np.int64],
-        traits: list[bytes],
-    ) -> int:
-        """Merge a warm start's traits, once per token."""
-        if token not in self.loaded:
-            self.loaded[token] = self.shard.load_profiles(tenant, key_hi, key_lo, traits)
-        return self.loaded[token]
+    async def load_profiles(self, token: str, tenant: str, chunk: dict[str, Any]) -> int:
+        """Merge a warm start's traits, once per token; returns how many, once durable."""
+        count = self.shard.load_profiles(
+            token, tenant, chunk["key_hi"], chunk["key_lo"], chunk["traits"]
+        )
+        await self._sync()
+        return count
+
+    async def load_tokens(self, prefix: str) -> list[str]:
+        """The tokens with this prefix whose chunks were applied."""
+        return [token for token in self.shard.loaded if token.startswith(prefix)]
+
+    async def event_numbers(self, tenant: str, names: list[str]) -> list[int]:
+        """Numbers of event names on this shard, given to names that are new."""
+        number = self.shard.tenant(tenant).event_types.number
+        numbers = [number(name) for name in names]
+        await self._sync()
+        return numbers
 
     async def end_load(self, tenant: str) -> None:
         """A warm start is over: let the engine build what it learned."""
@@ -112,6 +133,11 @@ class ShardActor:
     async def forever(self) -> None:
         """Never returns: the caller learns of this actor's death by its failure."""
         await asyncio.Event().wait()
+
+    async def _sync(self) -> None:
+        """Returns once all that was changed by now is durable."""
+        if self.shard.journal is not None:
+            await self.shard.journal.sync()
 
     async def _sweep(self) -> None:
         while True:

@@ -43,7 +43,6 @@ class Stages:
         self.score_ns = 0
         self.requests = 0
         self.decides = 0
-        self.events = 0
         self.duplicates = 0
         self.refused = 0
 

@@ -46,6 +46,7 @@ def warm_up(config: Config) -> None:
         status, answer = shard.handle(op, caller, msgspec.json.encode(request), perf_counter_ns())
         assert status == 200, answer
     shard.load_events(
+        "chunk",
         "warm-up",
         {
             "key_hi": np.zeros(2, np.int64),

@@ -65,6 +65,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tenants_max: Positive = 64
     """Tenants that one shard serves."""
 
+    durability: Literal["disk", "memory"] = "disk"
+    """What an acknowledgement means: the event is on this node's disk, or only in memory."""
+
     # What is remembered for how long.
     profile_ttl_s: Positive = 400 * 86400
     """A profile not seen for this long is forgotten."""

@@ -435,6 +435,7 @@ def test_loaded_events_give_the_profiles_that_tracked_ones_give() -> None:
     keys = np.frombuffer(b"".join(person_key(SERVER, p, None) for p, _, _ in rows), ">i8")
     halves = keys.astype(np.int64).reshape(-1, 2)
     loaded.load_events(
+        "chunk",
         "default",
         {
             "key_hi": halves[:, 0].copy(),

@@ -1,0 +1,134 @@
+"""What a shard writes to its log: effects that were checked, so that replay can't refuse them.
+
+A record holds everything that is needed to do the same again, the answer included: replay neither
+looks at a clock nor decides anew. Records are msgpack arrays, their first entry says which; a tag
+is file format, never use one again for something else.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from actors.checked import Applied
+
+COLUMNS: dict[str, type[np.generic]] = {
+    "key_hi": np.int64,
+    "key_lo": np.int64,
+    "item": np.int32,
+    "type": np.uint8,
+    "value": np.float32,
+    "time": np.uint32,
+}
+
+
+class Record(msgspec.Struct, array_like=True, frozen=True):
+    """Base of all records."""
+
+
+class Answer(Record, frozen=True, tag="a"):
+    """The answer to a message, for a repeat of it. message_id "" = none was given."""
+
+    message_id: str
+    digest: int
+    content: bytes
+
+
+class Observed(Record, frozen=True, tag="o"):
+    """Events of one person, and what was decided. sequence 0 = nothing was decided."""
+
+    tenant: str
+    key: bytes
+    session: int
+    now_s: int
+    applied: list[Applied]
+    sequence: int
+    answer: Answer
+
+
+class Identified(Record, frozen=True, tag="i"):
+    """All traits of a person, as they are from now on."""
+
+    tenant: str
+    key: bytes
+    now_s: int
+    traits: bytes
+    answer: Answer
+
+
+class Forgotten(Record, frozen=True, tag="f"):
+    """A person's profile is erased."""
+
+    tenant: str
+    key: bytes
+
+
+class Named(Record, frozen=True, tag="n"):
+    """An event name gets the next number."""
+
+    tenant: str
+    name: str
+
+
+class Catalogued(Record, frozen=True, tag="c"):
+    """Items that were put (JSON list), and ids of items that were taken down."""
+
+    tenant: str
+    items: bytes
+    taken_down: list[str]
+
+
+class Seeded(Record, frozen=True, tag="d"):
+    """The whole catalogue, as `Catalogue.dump` gives it."""
+
+    tenant: str
+    dump: list[tuple[str, bytes]]
+
+
+class Loaded(Record, frozen=True, tag="l"):
+    """One chunk of a warm start's events: COLUMNS as little-endian bytes."""
+
+    tenant: str
+    token: str
+    columns: list[bytes]
+
+
+class LoadedTraits(Record, frozen=True, tag="t"):
+    """One chunk of a warm start's profiles: keys of 16 bytes, and their merged traits."""
+
+    tenant: str
+    token: str
+    now_s: int
+    keys: list[bytes]
+    traits: list[bytes]
+
+
+class Swept(Record, frozen=True, tag="s"):
+    """Profiles last seen before `before_s` are forgotten, among the rows of one sweep."""
+
+    before_s: int
+    start: int
+
+
+AnyRecord = (
+    Observed | Identified | Forgotten | Named | Catalogued | Seeded | Loaded | LoadedTraits | Swept
+)
+
+encode = msgspec.msgpack.Encoder().encode
+decode = msgspec.msgpack.Decoder(AnyRecord).decode
+
+
+def pack_columns(chunk: dict[str, NDArray[Any]]) -> list[bytes]:
+    """The columns of a chunk of events as bytes, in the order of COLUMNS."""
+    return [np.ascontiguousarray(chunk[name], kind).tobytes() for name, kind in COLUMNS.items()]
+
+
+def unpack_columns(columns: list[bytes]) -> dict[str, NDArray[Any]]:
+    """The inverse of `pack_columns`."""
+    return {
+        name: np.frombuffer(column, kind)
+        for (name, kind), column in zip(COLUMNS.items(), columns, strict=True)
+    }

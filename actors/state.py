@@ -1,0 +1,262 @@
+"""What a shard holds, and every way in which that changes. Each change is logged once.
+
+Plain Python without Ray, sockets or a clock of its own. Methods take what was checked already and
+never await; `replay` does again what a record of the log says, through the same methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import time
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from actors import events, records
+from actors.checked import Applied
+from actors.journal import Journal
+from actors.messages import Item
+from actors.profile import merge_traits
+from actors.recent import Answered, DecisionLog, DecisionRecord, DedupeWindow
+from actors.records import (
+    Catalogued,
+    Forgotten,
+    Identified,
+    Loaded,
+    LoadedTraits,
+    Named,
+    Observed,
+    Seeded,
+    Swept,
+    pack_columns,
+    unpack_columns,
+)
+from actors.store import ProfileStore
+from actors.tenant import Tenant
+from cluster.config import Config
+from cluster.errors import RequestError
+from cluster.keys import KeyRange
+
+
+class ShardState:
+    """Profiles, answers, decisions and tenants of one key range.
+
+    now  the clock, seconds since 1970
+    """
+
+    def __init__(
+        self,
+        shard_id: str,
+        key_range: KeyRange,
+        config: Config,
+        epoch: int = 1,
+        now: Callable[[], float] = time,
+    ) -> None:
+        self.shard_id = shard_id
+        self.key_range = key_range
+        self.config = config
+        self.epoch = epoch
+        self.now = now
+        self.store = ProfileStore(
+            profiles_max=config.profiles_max,
+            profile_bytes_max=config.profile_bytes_max,
+            ring_events_max=config.ring_events_max,
+            session_gap_s=config.session_gap_s,
+            fast_half_life_s=config.fast_half_life_s,
+            slow_half_life_s=config.slow_half_life_s,
+        )
+        self.dedupe = DedupeWindow(config.dedupe_window_s, config.dedupe_bytes_max)
+        self.decisions = DecisionLog(config.decisions_bytes_max)
+        self.tenants: dict[str, Tenant] = {}
+        self._swept_to = 0
+        self.journal: Journal | None = None
+        """Set once the shard has recovered; None: nothing survives this process."""
+        self.loaded: dict[str, int] = {}
+        """Warm-start chunks that were applied, and how many rows each had."""
+
+    def tenant(self, name: str) -> Tenant:
+        """The state of a tenant, made when it is first named."""
+        tenant = self.tenants.get(name)
+        if tenant is None:
+            if len(self.tenants) >= self.config.tenants_max:
+                raise RequestError(
+                    403, "too many tenants", "tenant", name, f"at most {self.config.tenants_max}"
+                )
+            tenant = self.tenants[name] = Tenant(name, self.store, self.config)
+            tenant.event_types.on_new = lambda new: self.log(Named(name, new))
+        return tenant
+
+    def apply_events(self, tenant: Tenant, key: bytes, applied: list[Applied], session: int) -> int:
+        """Apply checked events to the person; returns the row, -1 if there is no profile."""
+        store = self.store
+        row = store.find(key)
+        if not applied:
+            return row
+        store.check_room(row, len(applied))
+        if row < 0:
+            row = store.ensure(key, applied[0].time_s)
+        catalogue = tenant.catalogue
+        for item, kind, value, money, time_s in applied:
+            weight = events.WEIGHTS[kind]
+            store.observe(
+                row,
+                item,
+                kind,
+                weight,
+                value,
+                money,
+                time_s,
+                session,
+                catalogue.attribute_ids,
+            )
+            if events.enters_ring(kind, item):
+                tenant.engine.learn(row, item, kind, value, time_s)
+                store.enter_ring(row, item, kind, value, time_s)
+                if catalogue.embeddings is not None and weight > 0.0:
+                    store.blend(row, item, catalogue.embeddings)
+        return row
+
+    def set_traits(self, key: bytes, now_s: int, traits: bytes) -> int:
+        row = self.store.find(key)
+        self.store.check_room(row, 1)
+        row = self.store.ensure(key, now_s)
+        self.store.set_traits(row, traits)
+        self.store.bump(row)
+        return row
+
+    def forget(self, row: int) -> None:
+        for tenant in self.tenants.values():
+            tenant.engine.forget(row)
+        self.store.remove(row)
+
+    def log(self, record: records.AnyRecord) -> None:
+        if self.journal is not None:
+            self.journal.append(records.encode(record))
+
+    def remember(self, record: Observed | Identified, row: int) -> None:
+        """Keep an answer for a repeat of its message, and decisions for those who ask why."""
+        answer = record.answer
+        if isinstance(record, Observed) and record.sequence:
+            key = record.key if row >= 0 else b""
+            kept = DecisionRecord(record.tenant, key, record.now_s, answer.content)
+            self.decisions.add(record.sequence, kept)
+        if answer.message_id:
+            entry = Answered(record.now_s, answer.digest, answer.content)
+            self.dedupe.add(record.tenant, answer.message_id, entry)
+
+    # What changes without a caller: time to live, catalogue, warm start, replay.
+
+    def sweep(self) -> int:
+        """Forget profiles past their time to live, a bounded part at a time."""
+        record = Swept(max(int(self.now()) - self.config.profile_ttl_s, 0), self._swept_to)
+        forgotten = self._sweep(record)
+        if forgotten:
+            self.log(record)
+        return forgotten
+
+    def _sweep(self, record: Swept) -> int:
+        forgotten, self._swept_to = self.store.expire(record.before_s, record.start)
+        return forgotten
+
+    def put_items(self, tenant_name: str, items_json: bytes) -> None:
+        """Apply items that the coordinator has accepted."""
+        catalogue = self.tenant(tenant_name).catalogue
+        for item in msgspec.json.decode(items_json, type=list[Item]):
+            catalogue.put(item)
+        self.log(Catalogued(tenant_name, items_json, []))
+
+    def load_catalogue(self, tenant_name: str, dump: list[tuple[str, bytes]]) -> None:
+        """Become the catalogue of a dump; ours is empty or an earlier state of it."""
+        self.tenant(tenant_name).catalogue.load(dump)
+        self.log(Seeded(tenant_name, dump))
+
+    def take_down(self, tenant_name: str, ids: list[str]) -> None:
+        """Take items down, from the next decision on."""
+        for item_id in ids:
+            self.tenant(tenant_name).catalogue.take_down(item_id)
+        self.log(Catalogued(tenant_name, b"[]", ids))
+
+    def load_events(self, token: str, tenant_name: str, chunk: dict[str, NDArray[Any]]) -> int:
+        """Apply many events at once, in order, once per token. Returns how many; raises StoreFull.
+
+        chunk  columns as in `records.COLUMNS`, in this shard's range; item -1 = none
+        """
+        if token not in self.loaded:
+            self.loaded[token] = self._load_events(tenant_name, chunk)
+            self.log(Loaded(tenant_name, token, pack_columns(chunk)))
+        return self.loaded[token]
+
+    def _load_events(self, tenant_name: str, chunk: dict[str, NDArray[Any]]) -> int:
+        tenant = self.tenant(tenant_name)
+        rows = self.store.ensure_many(chunk["key_hi"], chunk["key_lo"], chunk["time"])
+        applied = len(rows)
+        self.store.apply_many(
+            rows,
+            chunk["item"],
+            chunk["type"],
+            chunk["value"],
+            chunk["time"],
+            tenant.catalogue.attribute_ids,
+        )
+        acted = (chunk["item"] >= 0) & (chunk["type"] != events.IMPRESSION)
+        if not acted.all():
+            rows, chunk = rows[acted], {name: column[acted] for name, column in chunk.items()}
+        items, kinds = chunk["item"], chunk["type"]
+        tenant.engine.learn_batch(rows, items, kinds, chunk["value"], chunk["time"])
+        if tenant.catalogue.embeddings is not None:
+            self.store.blend_many(rows, items, kinds, tenant.catalogue.embeddings)
+        return applied
+
+    def load_profiles(
+        self,
+        token: str,
+        tenant_name: str,
+        key_hi: NDArray[np.int64],
+        key_lo: NDArray[np.int64],
+        traits: list[bytes],
+    ) -> int:
+        """Merge traits (JSON objects) into many profiles, once per token."""
+        if token not in self.loaded:
+            raw = np.stack([key_hi, key_lo], axis=1).astype(">i8").tobytes()
+            keys = [raw[at : at + 16] for at in range(0, len(raw), 16)]
+            self.tenant(tenant_name)
+            now_s = int(self.now())
+            merged = []
+            for key, document in zip(keys, traits, strict=True):
+                row = self.store.find(key)
+                stored = self.store.traits(row) if row >= 0 else b""
+                merged.append(merge_traits(stored, msgspec.json.decode(document)))
+                self.set_traits(key, now_s, merged[-1])
+            self.loaded[token] = len(keys)
+            self.log(LoadedTraits(tenant_name, token, now_s, keys, merged))
+        return self.loaded[token]
+
+    def replay(self, record: records.AnyRecord) -> None:
+        """Do again what a record of this shard's log says."""
+        match record:
+            case Observed():
+                tenant = self.tenant(record.tenant)
+                row = self.apply_events(tenant, record.key, record.applied, record.session)
+                self.remember(record, row)
+            case Identified():
+                self.remember(record, self.set_traits(record.key, record.now_s, record.traits))
+            case Forgotten():
+                self.forget(self.store.find(record.key))
+            case Named():
+                self.tenant(record.tenant).event_types.number(record.name)
+            case Seeded():
+                self.load_catalogue(record.tenant, record.dump)
+            case Catalogued():
+                self.put_items(record.tenant, record.items)
+                self.take_down(record.tenant, record.taken_down)
+            case Loaded():
+                columns = unpack_columns(record.columns)
+                self.loaded[record.token] = self._load_events(record.tenant, columns)
+            case LoadedTraits():
+                for key, traits in zip(record.keys, record.traits, strict=True):
+                    self.set_traits(key, record.now_s, traits)
+                self.loaded[record.token] = len(record.keys)
+            case Swept():
+                self._sweep(record)

@@ -1,0 +1,212 @@
+"""Writes a shard's log: group commit in a thread of its own, so that the event loop never waits.
+
+The loop appends records and is told when they are durable. While one batch is being synced the
+next one gathers; all that gathered leaves in one write and one fsync. An fsync that fails is never
+tried again: the log is failed for good, and nothing more is acknowledged.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter_ns
+
+from actors.wal import (
+    BATCH_BYTES_MAX,
+    SEGMENT_BYTES_HEADER,
+    End,
+    encode_batch,
+    encode_segment,
+    fsync_folder,
+    segment_path,
+)
+
+LOG = logging.getLogger("onehop.actors")
+
+SEGMENT_BYTES = 64 << 20
+SPARE_RETRY_S = 1.0
+
+
+class WalWriter:
+    """Appends after `end`, the end of what was read.
+
+    on_durable(seq)  called in the writer's thread when all up to `seq` is durable
+    on_failed(error) called in the writer's thread, once, when the log can't go on
+
+    A spare segment is always allocated ahead. If there is no room for it, `has_room` turns False
+    and the shard takes no more writes; what was taken still fits the current segment.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        end: End,
+        epoch: int,
+        on_durable: Callable[[int], None],
+        on_failed: Callable[[OSError], None],
+        segment_bytes: int = SEGMENT_BYTES,
+    ) -> None:
+        self._folder = folder
+        self._epoch = epoch
+        self._on_durable = on_durable
+        self._on_failed = on_failed
+        self._segment_bytes = segment_bytes
+        self._next_seq = end.next_seq
+        self._crc = end.crc
+        self._pending: list[bytes] = []
+        self._pending_bytes = 0
+        self._wake = threading.Condition()
+        self._closing = False
+        self.failed: OSError | None = None
+        self.has_room = True
+        self.durable_seq = end.next_seq - 1
+        self.batches = 0
+        self.sync_ns = 0
+        folder.mkdir(parents=True, exist_ok=True)
+        self._descriptor, self._offset = self._open_end(end)
+        self._spare: int | None = None
+        self._refill_spare()
+        self._thread = threading.Thread(target=self._run, name="wal", daemon=True)
+        self._thread.start()
+
+    @property
+    def last_seq(self) -> int:
+        """The last sequence number given out, durable or not."""
+        return self._next_seq - 1
+
+    def append(self, record: bytes) -> int:
+        """Take one record; returns its sequence number. It is durable after `on_durable`."""
+        with self._wake:
+            if self.failed is not None:
+                raise self.failed
+            self._pending.append(record)
+            self._pending_bytes += len(record) + 4
+            self._next_seq += 1
+            # Waking the thread for the first record only: the rest of the turn joins its batch.
+            if len(self._pending) == 1:
+                self._wake.notify()
+            return self._next_seq - 1
+
+    def close(self) -> None:
+        """Make durable what was appended, then end the thread."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._thread.join()
+        for descriptor in (self._descriptor, self._spare):
+            if descriptor is not None:
+                os.close(descriptor)
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                # With no spare there is something to retry, so the wait has an end.
+                timeout_s = SPARE_RETRY_S if self._spare is None else None
+                while not self._pending and not self._closing:
+                    if not self._wake.wait(timeout_s) and timeout_s is not None:
+                        break
+                records, self._pending = self._pending, []
+                self._pending_bytes = 0
+                closing = self._closing
+                last_seq = self._next_seq - 1
+            try:
+                if records:
+                    self._write(records, last_seq - len(records) + 1)
+                    self.durable_seq = last_seq
+                    self._on_durable(last_seq)
+                elif closing:
+                    return
+                if self._spare is None:
+                    self._refill_spare()
+            except OSError as error:
+                self._fail(error)
+                return
+
+    def _fail(self, error: OSError) -> None:
+        LOG.critical("the log in %s failed and will not be written again: %s", self._folder, error)
+        with self._wake:
+            self.failed = error
+        self._on_failed(error)
+
+    def _write(self, records: list[bytes], first_seq: int) -> None:
+        """Write records as one batch, or as several if they are large, and sync."""
+        start = 0
+        while start < len(records):
+            stop, size = start, 0
+            while stop < len(records) and (stop == start or size < BATCH_BYTES_MAX // 2):
+                size += len(records[stop]) + 4
+                stop += 1
+            data, crc = encode_batch(self._epoch, first_seq + start, self._crc, records[start:stop])
+            if self._offset + len(data) > self._segment_bytes:
+                self._rotate(first_seq + start)
+            _write_all(self._descriptor, data, self._offset)
+            started_ns = perf_counter_ns()
+            os.fdatasync(self._descriptor)
+            self.sync_ns += perf_counter_ns() - started_ns
+            self.batches += 1
+            self._offset += len(data)
+            self._crc = crc
+            start = stop
+
+    def _open_end(self, end: End) -> tuple[int, int]:
+        """Descriptor and offset for the next batch; a torn tail behind it is zeroed."""
+        if end.path is None:
+            return self._begin(self._allocate(), end.next_seq), SEGMENT_BYTES_HEADER
+        descriptor = os.open(end.path, os.O_RDWR)
+        size = os.fstat(descriptor).st_size
+        os.ftruncate(descriptor, end.offset)
+        os.posix_fallocate(descriptor, 0, max(size, self._segment_bytes))
+        os.fsync(descriptor)
+        return descriptor, end.offset
+
+    def _rotate(self, first_seq: int) -> None:
+        if self._spare is None:
+            self._refill_spare()
+        if self._spare is None:
+            raise OSError(errno.ENOSPC, "no room for another log segment")
+        os.close(self._descriptor)
+        self._descriptor = self._begin(self._spare, first_seq)
+        self._spare = None
+        self._offset = SEGMENT_BYTES_HEADER
+        self._refill_spare()
+
+    def _begin(self, descriptor: int, first_seq: int) -> int:
+        """Turn an allocated segment into the one that begins with `first_seq`."""
+        _write_all(descriptor, encode_segment(self._epoch, first_seq, self._crc), 0)
+        os.fsync(descriptor)
+        (self._folder / "spare").rename(segment_path(self._folder, first_seq))
+        fsync_folder(self._folder)
+        return descriptor
+
+    def _refill_spare(self) -> None:
+        try:
+            self._spare = self._allocate()
+            self.has_room = True
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            if self.has_room:
+                LOG.error("no room for another log segment in %s: read-only", self._folder)
+            self.has_room = False
+
+    def _allocate(self) -> int:
+        path = self._folder / "spare"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, self._segment_bytes)
+        except OSError:
+            os.close(descriptor)
+            path.unlink()
+            raise
+        return descriptor
+
+
+def _write_all(descriptor: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written

@@ -1,0 +1,228 @@
+"""What a log gives back: the same profiles, answers, decisions and items, to the byte."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from actors import records
+from actors.journal import Journal
+from actors.messages import Item
+from actors.people import Caller, person_key
+from actors.recovery import lock_folder, recover
+from actors.shard import Shard
+from actors.wal import End, WalCorrupt, segments
+from cluster.config import Config
+from cluster.errors import Unavailable
+from cluster.frames import Op
+from cluster.keys import HASH_SPACE, KeyRange
+
+SERVER = Caller("s", "default")
+NOW_S = 1_790_000_000
+CONFIG = Config(
+    profiles_max=4096, profile_bytes_max=1 << 24, items_max=256, profile_ttl_s=5_000_000
+)
+
+
+def unexpected(error: OSError) -> None:
+    pytest.fail(str(error))
+
+
+class ListJournal:
+    """A journal that keeps its records in memory, for a shard without a disk."""
+
+    has_room = True
+
+    def __init__(self) -> None:
+        self.records: list[bytes] = []
+
+    def append(self, record: bytes) -> None:
+        self.records.append(record)
+
+
+def new_shard(clock: list[float] | None = None) -> Shard:
+    times = clock if clock is not None else [float(NOW_S)]
+    return Shard("0", KeyRange(0, HASH_SPACE), CONFIG, now=lambda: times[0])
+
+
+def contents(shard: Shard) -> dict[str, Any]:
+    """Everything of a shard that must survive."""
+    rows = int(shard.store.heap[8])
+    words = int(shard.store.heap[0])
+    tenants = {
+        name: (tenant.catalogue.dump(), tenant.event_types.names)
+        for name, tenant in shard.tenants.items()
+    }
+    return {
+        "rows": shard.store.rows[:rows].tobytes(),
+        "words": shard.store.words[:words].tobytes(),
+        "heap": shard.store.heap.tobytes(),
+        "dedupe": dict(shard.dedupe._answered),
+        "decisions": dict(shard.decisions._records),
+        "tenants": tenants,
+        "loaded": shard.loaded,
+    }
+
+
+def live(shard: Shard, clock: list[float], steps: int, seed: int) -> None:
+    """A random life: every kind of change, refused ones and repeats among them."""
+    generator = random.Random(seed)
+    for i in range(20):
+        item = Item(f"i{i}", {"category": f"c{i % 3}"}, [i * 0.1, 1.0])
+        shard.put_items("default", msgspec.json.encode([item]))
+    for step in range(steps):
+        clock[0] += generator.choice([0, 1, 50, 300] if step % 100 else [2_000_000])
+        person = {"userId": f"u{generator.randrange(30)}"}
+        message = {"messageId": f"m{generator.randrange(step + 5)}"} if step % 3 else {}
+        event = {
+            "event": generator.choice(["Item Viewed", "Searched", "odd", f"new{step % 9}"]),
+            "properties": {"itemId": f"i{generator.randrange(22)}"},
+        }
+        decisions = [{"surface": "product"}, {"surface": "content", "policy": "vector"}]
+        op, body = generator.choice(
+            [
+                (Op.DECIDE, person | message | {"events": [event] * 2, "decisions": decisions}),
+                (Op.DECIDE, person | message | {"decisions": decisions}),
+                (Op.TRACK, person | message | event | {"sessionId": f"s{step // 10}"}),
+                (Op.IDENTIFY, person | message | {"traits": {f"t{step % 7}": "x" * (step % 50)}}),
+                (Op.PROFILE_DELETE, person),
+            ]
+        )
+        shard.handle(op, SERVER, msgspec.json.encode(body), 0)
+        if step % 50 == 20:
+            shard.take_down("default", [f"i{step % 20}"])
+        if step % 50 == 30:
+            load(shard, f"chunk{step}", generator)
+        if step % 50 == 40:
+            shard.sweep()
+
+
+def load(shard: Shard, token: str, generator: random.Random) -> None:
+    keys = [person_key(SERVER, f"u{generator.randrange(40)}", None) for _ in range(50)]
+    halves = np.frombuffer(b"".join(keys), ">i8").astype(np.int64).reshape(-1, 2)
+    shard.load_events(
+        token,
+        "default",
+        {
+            "key_hi": halves[:, 0],
+            "key_lo": halves[:, 1],
+            "item": np.arange(-1, 49, dtype=np.int32) % 20,
+            "type": np.arange(50, dtype=np.uint8) % 6,
+            "value": np.zeros(50, np.float32),
+            "time": np.full(50, int(shard.now()), np.uint32),
+        },
+    )
+    traits = [b'{"l":1}'] * 50
+    shard.load_profiles(token + "p", "default", halves[:, 0], halves[:, 1], traits)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_replay_gives_the_same_shard_byte_for_byte(seed: int) -> None:
+    clock = [float(NOW_S)]
+    shard = new_shard(clock)
+    journal = ListJournal()
+    shard.journal = journal  # type: ignore[assignment]
+    live(shard, clock, 400, seed)
+    again = new_shard()
+    for record in journal.records:
+        again.replay(records.decode(record))
+    assert contents(again) == contents(shard)
+    again.store.check()
+    assert len(shard.store) > 5
+    assert len(shard.dedupe) > 20
+
+
+def test_refused_requests_and_repeats_leave_nothing_in_the_log() -> None:
+    shard = new_shard()
+    journal = ListJournal()
+    shard.journal = journal  # type: ignore[assignment]
+    body = msgspec.json.encode({"messageId": "m", "userId": "a", "event": "Searched"})
+    shard.handle(Op.TRACK, SERVER, body, 0)
+    assert len(journal.records) == 1
+    shard.handle(Op.TRACK, SERVER, body, 0)
+    for refused in (b"{", b'{"userId":"","event":"e"}', body.replace(b"Searched", b"Scrolled")):
+        shard.handle(Op.TRACK, SERVER, refused, 0)
+    shard.handle(Op.PROFILE_GET, SERVER, b'{"userId":"a"}', 0)
+    assert len(journal.records) == 1
+
+
+def test_a_full_disk_refuses_writes_and_still_reads() -> None:
+    shard = new_shard()
+    journal = ListJournal()
+    shard.journal = journal  # type: ignore[assignment]
+    body = msgspec.json.encode({"userId": "a", "event": "Searched"})
+    assert shard.handle(Op.TRACK, SERVER, body, 0)[0] == 200
+    journal.has_room = False
+    status, answer = shard.handle(Op.TRACK, SERVER, body, 0)
+    assert (status, b"disk is full" in answer) == (503, True)
+    assert shard.handle(Op.PROFILE_GET, SERVER, b'{"userId":"a"}', 0)[0] == 200
+    journal.has_room = True
+    assert shard.handle(Op.TRACK, SERVER, body, 0)[0] == 200
+
+
+def test_what_was_synced_is_recovered_from_files_life_after_life(tmp_path: Path) -> None:
+    clock = [float(NOW_S)]
+
+    async def one_life(seed: int, before: dict[str, Any] | None) -> dict[str, Any]:
+        shard = new_shard(clock)
+        end = recover(shard, tmp_path)
+        if before is not None:
+            assert contents(shard) == before
+        assert end.epoch == seed
+        shard.journal = Journal(tmp_path, end, unexpected, segment_bytes=1 << 16)
+        live(shard, clock, 200, seed)
+        await shard.journal.sync()
+        found = contents(shard)
+        shard.journal.close()
+        return found
+
+    before = None
+    for seed in range(4):
+        before = asyncio.run(one_life(seed, before))
+    assert len(segments(tmp_path)) > 2
+
+
+def test_a_corrupt_log_refuses_the_shard(tmp_path: Path) -> None:
+    async def write() -> None:
+        shard = new_shard()
+        shard.journal = Journal(tmp_path, End(1, 0, None, 0, 0), unexpected)
+        live(shard, [float(NOW_S)], 30, 1)
+        await shard.journal.sync()
+        shard.journal.close()
+
+    asyncio.run(write())
+    path = segments(tmp_path)[0]
+    data = bytearray(path.read_bytes())
+    data[200] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(WalCorrupt):
+        recover(new_shard(), tmp_path)
+
+
+def test_an_answer_waits_for_its_records_and_no_longer(tmp_path: Path) -> None:
+    async def act() -> None:
+        journal = Journal(tmp_path, End(1, 0, None, 0, 0), unexpected)
+        told: list[str] = []
+        journal.after_all(lambda: told.append("nothing to wait for"))
+        assert told == ["nothing to wait for"]
+        for i in range(100):
+            journal.append(b"%d" % i)
+            journal.after_all(lambda i=i: told.append(f"{i}"))  # type: ignore[misc]
+        assert len(told) == 1
+        await journal.sync()
+        assert told[1:] == [f"{i}" for i in range(100)]
+        journal.close()
+
+    asyncio.run(act())
+
+
+def test_two_owners_of_one_folder_are_impossible(tmp_path: Path) -> None:
+    lock_folder(tmp_path)
+    with pytest.raises(Unavailable, match="in use"):
+        lock_folder(tmp_path, wait_s=0.1)

@@ -1,0 +1,253 @@
+"""The log against every cut, every flipped bit and every lost sector."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+
+from actors import wal_writer
+from actors.wal import _BATCH, SECTOR, SEGMENT_BYTES_HEADER, Reader, WalCorrupt, segments
+from actors.wal_writer import WalWriter
+
+
+class Log:
+    """A writer whose appends wait until they are durable."""
+
+    def __init__(self, folder: Path, epoch: int = 1, segment_bytes: int = 1 << 16) -> None:
+        reader = Reader(folder)
+        self.found = [r for batch in reader for r in batch.records]
+        self.durable = threading.Semaphore(0)
+        self.errors: list[OSError] = []
+        self.writer = WalWriter(
+            folder, reader.end, epoch, self._durable, self._failed, segment_bytes
+        )
+
+    def _durable(self, seq: int) -> None:
+        self.durable.release()
+
+    def _failed(self, error: OSError) -> None:
+        self.errors.append(error)
+        self.durable.release()
+
+    def batch(self, *records: bytes) -> None:
+        for record in records:
+            self.writer.append(record)
+        while self.writer.durable_seq < self.writer.last_seq and not self.errors:
+            assert self.durable.acquire(timeout=10)
+
+
+def wal_full(log: Log) -> bool:
+    return not log.writer.has_room
+
+
+def read(folder: Path) -> list[bytes]:
+    return [record for batch in Reader(folder) for record in batch.records]
+
+
+def record(number: int, size: int) -> bytes:
+    return random.Random(number).randbytes(size)
+
+
+def write_log(
+    folder: Path, batches: int, sizes: range, seed: int = 3, **settings: int
+) -> list[list[bytes]]:
+    """A log of one record per batch; returns the records."""
+    generator = random.Random(seed)
+    log = Log(folder, **settings)
+    written = []
+    for number in range(batches):
+        written.append([record(number + seed, generator.choice(sizes))])
+        log.batch(*written[-1])
+    log.writer.close()
+    return written
+
+
+def test_what_was_durable_is_read_again_across_segments_and_reopening(tmp_path: Path) -> None:
+    written: list[bytes] = []
+    for epoch in range(1, 5):
+        log = Log(tmp_path, epoch)
+        assert log.found == written
+        for number in range(40):
+            fresh = [record(number * i, 100 * i) for i in range(1, 4)]
+            log.batch(*fresh)
+            written += fresh
+        log.writer.close()
+    assert read(tmp_path) == written
+    assert len(segments(tmp_path)) > 1
+
+
+def test_reading_may_begin_in_a_later_segment(tmp_path: Path) -> None:
+    write_log(tmp_path, 60, range(2000, 4000))
+    everything = [(b.first_seq + i, r) for b in Reader(tmp_path) for i, r in enumerate(b.records)]
+    assert [seq for seq, _ in everything] == list(range(1, 61))
+    segments(tmp_path)[0].unlink()
+    later = [(b.first_seq + i, r) for b in Reader(tmp_path, 50) for i, r in enumerate(b.records)]
+    assert later == everything[-len(later) :]
+    assert later[0][0] <= 50
+    with pytest.raises(WalCorrupt, match="missing"):
+        list(Reader(tmp_path, 1))
+
+
+def test_a_log_cut_at_any_byte_keeps_every_whole_batch(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    written = write_log(source, 120, range(1, 900))
+    path = segments(source)[0]
+    data = path.read_bytes()
+    assert len(data) == 1 << 16
+    stops = _batch_stops(source)
+    folder = tmp_path / "cut"
+    folder.mkdir()
+    target = folder / path.name
+    target.write_bytes(data)
+    for at in range(len(data) - 1, -1, -1):
+        os.truncate(target, at)
+        if at < SEGMENT_BYTES_HEADER:
+            with pytest.raises(WalCorrupt):
+                read(folder)
+        else:
+            whole = sum(1 for stop in stops if stop <= at)
+            assert read(folder) == [r for batch in written[:whole] for r in batch]
+
+
+def _batch_stops(folder: Path) -> list[int]:
+    """Where each batch of the first segment ends, by reading ever longer files."""
+    data = segments(folder)[0].read_bytes()
+    stops, offset = [], SEGMENT_BYTES_HEADER
+    while any(data[offset : offset + 4]):
+        offset += _BATCH.size + _BATCH.unpack_from(data, offset)[3]
+        stops.append(offset)
+    return stops
+
+
+def test_any_flipped_bit_is_found_and_never_read_as_data(tmp_path: Path) -> None:
+    written = write_log(tmp_path, 12, range(200, 320), segment_bytes=1 << 12)
+    path = segments(tmp_path)[0]
+    data = path.read_bytes()
+    whole = [r for batch in written for r in batch]
+    used = _batch_stops(tmp_path)[-1]
+    descriptor = os.open(path, os.O_WRONLY)
+    for bit in range(used * 8):
+        os.pwrite(descriptor, bytes([data[bit // 8] ^ 1 << bit % 8]), bit // 8)
+        try:
+            found = read(tmp_path)
+        except WalCorrupt:
+            found = None
+        # Bits of the header's padding carry nothing; all others must be noticed.
+        assert found is None or (found == whole and 36 <= bit // 8 < 64), bit
+        os.pwrite(descriptor, data[bit // 8 : bit // 8 + 1], bit // 8)
+    os.close(descriptor)
+
+
+def test_a_last_batch_with_lost_sectors_is_torn_an_earlier_one_is_corrupt(tmp_path: Path) -> None:
+    written = write_log(tmp_path, 8, range(3000, 3001))
+    path = segments(tmp_path)[0]
+    whole = path.read_bytes()
+    stops = [64, *_batch_stops(tmp_path)]
+    generator = random.Random(5)
+    for batch in range(8):
+        inside = [
+            s
+            for s in range(0, len(whole), SECTOR)
+            if stops[batch] <= s and s + SECTOR <= stops[batch + 1]
+        ]
+        for _ in range(8):
+            data = bytearray(whole)
+            for sector in generator.sample(inside, generator.randint(1, len(inside))):
+                data[sector : sector + SECTOR] = bytes(SECTOR)
+            path.write_bytes(data)
+            if batch == 7:
+                assert read(tmp_path) == [r for b in written[:7] for r in b]
+            else:
+                with pytest.raises(WalCorrupt):
+                    read(tmp_path)
+
+
+def test_writing_goes_on_behind_a_torn_tail(tmp_path: Path) -> None:
+    written = write_log(tmp_path, 5, range(3000, 3001))
+    path = segments(tmp_path)[0]
+    os.truncate(path, _batch_stops(tmp_path)[-1] - 10)
+    log = Log(tmp_path, epoch=2)
+    assert log.found == [r for batch in written[:4] for r in batch]
+    log.batch(b"new")
+    log.writer.close()
+    assert read(tmp_path) == [*log.found, b"new"]
+
+
+def test_a_missing_or_exchanged_segment_is_found(tmp_path: Path) -> None:
+    write_log(tmp_path / "a", 100, range(2000, 4000))
+    paths = segments(tmp_path / "a")
+    assert len(paths) > 3
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "b" / paths[1].name).unlink()
+    with pytest.raises(WalCorrupt):
+        read(tmp_path / "b")
+    shutil.rmtree(tmp_path / "b")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    write_log(tmp_path / "c", 100, range(2000, 4000), seed=3000)
+    shutil.copy(segments(tmp_path / "c")[1], tmp_path / "b" / paths[1].name)
+    with pytest.raises(WalCorrupt):
+        read(tmp_path / "b")
+
+
+def test_a_failed_sync_fails_the_log_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = Log(tmp_path)
+    log.batch(b"first")
+    calls = []
+
+    def refuse(descriptor: int) -> None:
+        calls.append(descriptor)
+        raise OSError(errno.EIO, "injected")
+
+    monkeypatch.setattr(os, "fdatasync", refuse)
+    log.batch(b"second")
+    assert [error.errno for error in log.errors] == [errno.EIO]
+    with pytest.raises(OSError, match="injected"):
+        log.writer.append(b"third")
+    assert len(calls) == 1
+    monkeypatch.undo()
+    log.writer.close()
+
+
+def test_no_room_for_a_spare_segment_is_told_before_the_log_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = Log(tmp_path)
+    full = True
+    real = os.posix_fallocate
+
+    def allocate(descriptor: int, offset: int, size: int) -> None:
+        if full:
+            raise OSError(errno.ENOSPC, "injected")
+        real(descriptor, offset, size)
+
+    monkeypatch.setattr(os, "posix_fallocate", allocate)
+    monkeypatch.setattr(wal_writer, "SPARE_RETRY_S", 0.01)
+    for _ in range(20):
+        log.batch(record(1, 4000))
+    assert wal_full(log)
+    full = False
+    for _ in range(1000):
+        if not wal_full(log):
+            break
+        log.batch(b"x")
+    assert not wal_full(log)
+    log.writer.close()
+    assert not log.errors
+
+
+def test_records_appended_while_a_batch_syncs_share_the_next_sync(tmp_path: Path) -> None:
+    log = Log(tmp_path)
+    for number in range(5000):
+        log.writer.append(b"%d" % number)
+    log.batch()
+    log.writer.close()
+    assert log.writer.batches < 1000
+    assert read(tmp_path) == [b"%d" % number for number in range(5000)]
