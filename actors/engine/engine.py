@@ -85,14 +85,14 @@ class NextAction:
         self._last = np.zeros(profiles_max, np.int64)
         self._popular = np.zeros(0, np.int32)
         self._candidates = Candidates(items_max)
-        self._stacker = Stacker(kernels.PRIOR)
+        self.stacker = Stacker(kernels.PRIOR)
         self._blocked = np.zeros(items_max, np.uint8)
         self._logits = np.zeros(kernels.CANDIDATES_MAX, np.float32)
         self._recent = np.zeros(RING_MAX, np.int32)
         self._out = scoring.new_results(RESULTS_MAX)
         self._marks: dict[int, tuple[int, Sums]] = {}
         self._deltas = 0
-        self._taken_sums = self._stacker.sums()
+        self._taken_sums = self.stacker.sums()
 
     @property
     def version(self) -> str:
@@ -130,7 +130,7 @@ class NextAction:
             return
         found = self._collect(row, length, tuning.NOTHING)
         chosen = self._candidates.slot(item, found)
-        self._stacker.observe(self._candidates.features, found, chosen, length)
+        self.stacker.observe(self._candidates.features, found, chosen, length)
 
     def _read_ring(self, row: int) -> int:
         """Read the person's last items, newest first, into `_recent`. Returns how many."""
@@ -174,14 +174,14 @@ class NextAction:
             self._candidates.n,
             wanted,
             candidates is None,
-            self._stacker.weights,
+            self.stacker.weights,
             self._logits,
             self._items.alive,
             self._blocked,
             excluded,
             seen,
             min(k, RESULTS_MAX),
-            self._stacker.missed_share(length),
+            self.stacker.missed_share(length),
             self._live.counts,
             self._live.sums[0] + scoring.SMOOTHING * self._items.n,
             out.items,
@@ -200,7 +200,7 @@ class NextAction:
         length = self._read_ring(row)
         self._collect(row, length, items)
         slots = self._candidates.of[items]
-        return (self._candidates.features[:, slots] * self._stacker.weights[:, None]).T
+        return (self._candidates.features[:, slots] * self.stacker.weights[:, None]).T
 
     def _refresh_popular(self) -> None:
         """Let the items of the last events compete with the popular ones; no scan of all items."""
@@ -260,9 +260,9 @@ class NextAction:
         merged = history.merge([known, self._sequences(stream.head(start))], self._events_max)
         before = bases.build(merged, self._items.n)
         stacker = Stacker(kernels.PRIOR)
-        stacker.install(self._stacker.sums())
+        stacker.install(self.stacker.sums())
         tuning.tune(stacker, before, stream, start, self._items.attribute_ids, self._items.n)
-        self._stacker.install(stacker.sums())
+        self.stacker.install(stacker.sums())
 
     def _set_base(self, base: Base, included: int) -> None:
         """Answer from `base`, which holds the log's events before position `included`."""
@@ -289,7 +289,7 @@ class NextAction:
         parts = [self._sequences(stream) for stream in self._pending]
         self._pending = []
         parts.append(delta.events(self._live.log, first, stop))
-        sums = self._stacker.sums()
+        sums = self.stacker.sums()
         change = sums.minus(self._taken_sums)
         self._taken_sums = sums
         self._state[delta.TAKEN] = stop
@@ -304,28 +304,31 @@ class NextAction:
         Raises KeyError if the delta `included` is not known here (0: none is included).
         """
         position = self._marks[included][0] if included else 0
-        own = self._stacker.sums().minus(self._taken_sums)
+        own = self.stacker.sums().minus(self._taken_sums)
         for number, (_, change) in list(self._marks.items()):
             if number <= included:
                 if number < included:
                     del self._marks[number]
             else:
                 own = own.plus(change)
-        self._stacker.install(sums.plus(own))
-        self._taken_sums = self._stacker.sums().minus(own)
+        self.stacker.install(sums.plus(own))
+        self._taken_sums = self.stacker.sums().minus(own)
         self._set_base(base, max(position, int(self._state[delta.NEXT]) - LOG_EVENTS))
         self._name = name
+
+    def settle(self) -> None:
+        """Wait for a base that is being built in the background, and answer from it."""
 
     def save(self) -> dict[str, NDArray[np.generic]]:
         """The learned state as named arrays; consolidates first. `restore` is its inverse."""
         self.consolidate()
-        return {**self._base.history._asdict(), **self._stacker.sums()._asdict()}
+        return {**self._base.history._asdict(), **self.stacker.sums()._asdict()}
 
     def restore(self, arrays: dict[str, NDArray[np.generic]]) -> None:
         """Replace the learned state by what `save` returned."""
         stored = History(*(arrays[name] for name in History._fields))  # type: ignore[arg-type]
         sums = Sums(*(arrays[name] for name in Sums._fields))  # type: ignore[arg-type]
-        self._stacker.install(sums)
+        self.stacker.install(sums)
         self._set_base(bases.build(stored, self._items.n), int(self._state[delta.NEXT]))
         self._name = f"restored-{len(stored.items)}"
 

@@ -71,6 +71,13 @@ class Stacker:
         kalman_step(features, n, chosen, self.precision, self.information, self.weights)
         self.samples += 1
 
+    def silence(self, feature: int) -> None:
+        """Hold a feature's weight at 0 from now on, to see what it was worth."""
+        self.weights[feature] = 0.0
+        # So sure of it that no sample moves it.
+        self.precision[feature, feature] = 1e12
+        self.information[:] = self.precision @ self.weights
+
     def missed_share(self, length: int) -> float:
         """P(the next action is none of the candidates)."""
         samples, missed = self.missed[min(length, LENGTHS - 1)]
