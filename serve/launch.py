@@ -30,6 +30,9 @@ from serve.auth import PlainKeys, ensure_keys, ensure_secret
 from serve.haproxy_shim import write_shim
 from serve.processes import Process, descendants, end
 
+LOG = logging.getLogger("onehop.serve")
+
+RAY_ATTEMPTS = 3
 READY_S = 60.0
 GRACE_S = 3.0
 POLL_S = 0.05
@@ -113,7 +116,7 @@ def launch(config: Config) -> Cluster:
     os.environ.update(environment)
     cluster = Cluster(config, keys, run_dir, None, before)
     try:
-        _init_ray(config, run_dir, environment)
+        _start_ray(config, run_dir, environment, before)
         cluster.coordinator = _start(config)
         _wait_ready(config)
     except BaseException:  # also Ctrl-C
@@ -151,6 +154,9 @@ def serve_environment(config: Config, run_dir: Path) -> dict[str, str]:
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + GATEWAY_PORTS),
         # Ray runs workers at nice 15; who answers people must not yield to whatever else runs.
         "RAY_worker_niceness": "0",
+        # Serve kills a proxy that is not ready in time, and then fails: on a busy machine,
+        # five seconds are not even enough to import it.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": str(READY_S),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS": "0",
     }
@@ -195,6 +201,22 @@ def _source_root() -> str:
     """The folder that holds our packages, unless they are installed."""
     root = Path(__file__).resolve().parent.parent
     return "" if str(root) in site.getsitepackages() else str(root)
+
+
+def _start_ray(
+    config: Config, run_dir: Path, environment: dict[str, str], before: set[Process]
+) -> None:
+    """Start or join Ray. Its node gives up after 30 s, which a busy machine may need for the
+    imports alone; the next attempt finds the files in memory."""
+    for attempt in range(1, RAY_ATTEMPTS + 1):
+        try:
+            _init_ray(config, run_dir, environment)
+            return
+        except Exception as error:  # Ray has no type of its own for it
+            if "timed out during startup" not in str(error) or attempt == RAY_ATTEMPTS:
+                raise
+            LOG.warning("Ray was not up within 30 s, attempt %d of %d", attempt, RAY_ATTEMPTS)
+            end(descendants(os.getpid()) - before, GRACE_S)
 
 
 def _init_ray(config: Config, run_dir: Path, environment: dict[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -21,9 +22,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """
     # Ray takes seconds to import: only the tests that need it pay.
     from serve.launch import launch
+    from serve.processes import alive, descendants
 
     config = Config(
         port=0, data_dir=str(tmp_path_factory.mktemp("data")), shards=2, profiles_max=100_000
     )
+    before = descendants(os.getpid())
     with launch(config) as running:
         yield running
+        started = descendants(os.getpid()) - before
+    assert not [process for process in started if alive(process)]
