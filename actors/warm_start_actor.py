@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from time import time
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -28,7 +28,6 @@ from cluster.errors import OnehopError, RequestError, Unavailable
 
 LOG = logging.getLogger("onehop.actors")
 NAMESPACE = "onehop"
-T = TypeVar("T")
 
 BATCHES_AHEAD = 8
 """Batches that a reader keeps in the object store before it waits for the owners."""
@@ -54,7 +53,7 @@ def _events(
 ) -> Iterator[Any]:
     for batch in read_events(plan, source, group, lookup, starts):
         yield batch._replace(chunks=[])
-        for chunk in batch.chunks:  # `yield from` a list fails: Ray sends into the generator
+        for chunk in batch.chunks:  # noqa: UP028 - Ray sends into the generator, a list can't take it
             yield chunk
 
 
@@ -64,7 +63,7 @@ def _profiles(
 ) -> Iterator[Any]:
     for batch in read_profiles(plan, source, group, starts):
         yield batch._replace(chunks=[])
-        for chunk in batch.chunks:  # `yield from` a list fails: Ray sends into the generator
+        for chunk in batch.chunks:  # noqa: UP028 - Ray sends into the generator, a list can't take it
             yield chunk
 
 
@@ -126,7 +125,7 @@ class RayOwner:
         self.start = start
         self._tenant = tenant
         try:
-            self._actor = ray.get_actor(f"onehop-shard-{shard_id}", NAMESPACE)
+            self._actor: Any = ray.get_actor(f"onehop-shard-{shard_id}", NAMESPACE)
         except ValueError:
             raise Unavailable(f"shard {shard_id} is not running") from None
 
@@ -173,7 +172,7 @@ def _why(result: ItemResult) -> str:
     return "" if result.error is None else result.error.detail or result.error.title
 
 
-async def _reach(call: Awaitable[T]) -> T:
+async def _reach(call: Awaitable[Any]) -> Any:
     """The result of a Ray call. Raises Unavailable if who was called has died."""
     try:
         return await call
