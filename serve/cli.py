@@ -133,9 +133,9 @@ def stoppable() -> Iterator[Stop]:
 
 def _warm_up(config: Config, cluster: Cluster) -> None:
     """Make the demo shop and load it the way any other history is loaded."""
-    from serve.demo import write_demo
+    from serve.demo import ensure_demo
 
-    files = write_demo(config.data_path / "demo", int(time.time()))
+    files = ensure_demo(config.data_path / "demo", int(time.time()))
     where = Where(cluster.address, cluster.keys.sk if cluster.keys else "")
     paths: dict[str, str | None] = {"events": str(files.events), "items": str(files.items)}
     asyncio.run(import_files(where, paths, dry_run=False))

@@ -93,6 +93,15 @@ class Events(NamedTuple):
     times_ms: Ints
 
 
+def ensure_demo(folder: Path, end_s: int) -> DemoFiles:
+    """The shop in `folder`, made there if there is none.
+
+    A shop that was loaded once must stay as it is: files with other events would be loaded too.
+    """
+    files = _files(folder)
+    return files if files.events.exists() else write_demo(folder, end_s)
+
+
 def write_demo(
     folder: Path, end_s: int, seed: int = 7, people: int = 20_000, events: int = 200_000
 ) -> DemoFiles:
@@ -102,12 +111,19 @@ def write_demo(
     """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
-    files = DemoFiles(folder / "events.parquet", folder / "items.parquet")
+    files = _files(folder)
     shop = items_table(rng)
     pq.write_table(shop, files.items)
     happened = draw_events(rng, people, events, end_s)
-    pq.write_table(events_table(happened, shop), files.events)
+    # Whoever finds the events can rely on both files being whole.
+    unfinished = folder / "events.unfinished"
+    pq.write_table(events_table(happened, shop), unfinished)
+    unfinished.replace(files.events)
     return files
+
+
+def _files(folder: Path) -> DemoFiles:
+    return DemoFiles(folder / "events.parquet", folder / "items.parquet")
 
 
 def item_id(number: int) -> str:

@@ -101,7 +101,8 @@ async def import_files(where: Where, paths: dict[str, str | None], dry_run: bool
     async with connected(where) as http:
         status = await call(http, "POST", "/v1/imports", spec | {"dryRun": dry_run})
         path = f"/v1/imports/{status['id']}"
-        with click.progressbar(length=1, label="rows", file=sys.stderr) as bar:
+        quiet = not sys.stderr.isatty()
+        with click.progressbar(length=1, label="rows", file=sys.stderr, hidden=quiet) as bar:
             while status["state"] == "running":
                 await asyncio.sleep(POLL_S)
                 status = await call(http, "GET", path)

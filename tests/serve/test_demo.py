@@ -15,6 +15,7 @@ from serve.demo import (
     GOES_WITH,
     ITEMS_PER_CATEGORY,
     DemoFiles,
+    ensure_demo,
     write_demo,
 )
 
@@ -37,6 +38,11 @@ def test_same_seed_and_end_give_the_same_bytes(tmp_path: Path) -> None:
     assert first.events.read_bytes() == again.events.read_bytes()
     assert first.items.read_bytes() == again.items.read_bytes()
     assert first.events.read_bytes() != other.events.read_bytes()
+
+
+def test_a_shop_that_is_there_stays_as_it_is(tmp_path: Path) -> None:
+    first = write_demo(tmp_path, END_S, people=200, events=2_000).events.read_bytes()
+    assert ensure_demo(tmp_path, END_S + DAY_S).events.read_bytes() == first
 
 
 def test_catalogue_is_complete_and_embeddings_are_unit_length(shop: DemoFiles) -> None:
