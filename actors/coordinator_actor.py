@@ -13,6 +13,7 @@ from ray.exceptions import RayActorError, RayError
 
 from actors.coordinator import CatalogueDump, Coordinator, ShardHandle, Started
 from actors.messages import Item
+from actors.model_actor import MODEL_ACTOR, ModelActor
 from actors.shard_actor import ShardActor
 from actors.warm_start_actor import Imports
 from cluster.config import Config
@@ -78,13 +79,22 @@ class CoordinatorActor:
         self.coordinator = Coordinator(self.config, self._new_shard)
         self.imports = Imports(self.config, self.coordinator)
         self.starting: asyncio.Task[None] | None = None
+        self.model: Any = None
 
     async def _started(self) -> Coordinator:
         """The coordinator, once its shards are up; the first caller starts them."""
         if self.starting is None:
-            self.starting = asyncio.create_task(self.coordinator.start())
+            self.starting = asyncio.create_task(self._start())
         await asyncio.shield(self.starting)
         return self.coordinator
+
+    async def _start(self) -> None:
+        await self.coordinator.start()
+        names = [shard_actor_name(shard_id) for shard_id in self.coordinator.restarts()]
+        self.model = ModelActor.options(  # type: ignore[attr-defined]
+            name=MODEL_ACTOR, lifetime="detached", get_if_exists=True
+        ).remote(msgspec.json.encode(self.config), names)
+        await self.model.start.remote()
 
     async def _new_shard(self, shard_id: str, key_range: KeyRange) -> ShardHandle:
         try:
@@ -133,5 +143,18 @@ class CoordinatorActor:
     async def restarts(self) -> dict[str, int]:
         return self.coordinator.restarts()
 
+    async def model_versions(self, tenant: str) -> bytes:
+        await self._started()
+        return msgspec.json.encode(await self.model.versions.remote(tenant))
+
+    async def roll_back_model(self, tenant: str, name: str) -> bytes:
+        """Raises RequestError (404) if no such version is saved."""
+        await self._started()
+        serving = await self.model.rollback.remote(tenant, name)
+        return msgspec.json.encode({"serving": serving})
+
     async def shutdown(self) -> None:
+        if self.model is not None:
+            await self.model.stop.remote()
+            ray.kill(self.model)
         await self.coordinator.shutdown()

@@ -9,6 +9,7 @@ import asyncio
 import gc
 import logging
 import os
+import secrets
 from typing import Any
 
 import msgspec
@@ -17,7 +18,12 @@ from numpy.typing import NDArray
 
 from actors.coordinator import CatalogueDump, Started
 from actors.endpoint import Endpoint
+from actors.engine import history
+from actors.engine.base import Base
+from actors.engine.shared import shared
+from actors.engine.stacker import Sums
 from actors.journal import Journal
+from actors.model import Taken
 from actors.principals import Principals
 from actors.recovery import lock_folder, recover
 from actors.shard import Shard
@@ -44,6 +50,8 @@ class ShardActor:
         self.endpoint = Endpoint(self.shard, Principals(self.config).secret_of)
         self.address: tuple[str, int] | None = None
         self.sweeper: asyncio.Task[None] | None = None
+        self.life = secrets.token_hex(8)
+        self.taken_at = 0
 
     async def start(self) -> bytes:
         """Compile the kernels, listen, and say where; `Started` as msgpack. Idempotent."""
@@ -126,6 +134,28 @@ class ShardActor:
     async def end_load(self, tenant: str) -> None:
         """A warm start is over: let the engine build what it learned."""
         self.shard.tenant(tenant).engine.consolidate()
+
+    async def take_deltas(self, known_life: str) -> Taken:
+        """What the engines learned since this was last asked; for the model actor."""
+        stale = known_life not in ("", self.life)
+        events_total = self.shard.store.events_total
+        deltas = {}
+        if stale or events_total != self.taken_at:
+            deltas = {name: t.engine.take_delta() for name, t in self.shard.tenants.items()}
+            self.taken_at = events_total
+        if stale:
+            # Only the number counts, so the rest need not travel.
+            nothing = history.empty()
+            deltas = {name: delta._replace(history=nothing) for name, delta in deltas.items()}
+        items = {name: tenant.catalogue.n for name, tenant in self.shard.tenants.items()}
+        return Taken(self.life, stale, items, deltas)
+
+    async def install_model(
+        self, tenant: str, published: tuple[Base, Sums], name: str, included: int
+    ) -> None:
+        """Decide with a merged base from now on; its arrays stay where Ray has mapped them."""
+        base, sums = published
+        self.shard.tenant(tenant).engine.install(shared(base), sums, name, included)
 
     async def stats(self) -> dict[str, Any]:
         return self.shard.stats()

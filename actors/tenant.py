@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from actors.catalogue import Catalogue
 from actors.engine.engine import NextAction
-from actors.engine.interface import Engine
 from actors.engine.vector import VectorPolicy
 from actors.events import EventTypes
 from actors.store import ProfileStore
@@ -18,7 +17,7 @@ class Tenant:
         self.name = name
         self.catalogue = Catalogue(config.items_max)
         self.event_types = EventTypes()
-        self.engine: Engine = NextAction(
+        self.engine = NextAction(
             store,
             self.catalogue,
             config.items_max,

@@ -86,6 +86,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     event_future_s: Positive = 3600
     """How far in the future an event's timestamp may lie."""
 
+    model_merge_s: Seconds = 1.0
+    """How often what the shards learned is merged and given to all of them."""
+
     # Bounds of waiting.
     request_timeout_s: Seconds = 5.0
     """How long one attempt at an owner may take."""

@@ -1,0 +1,275 @@
+"""What all shards learned together: deltas go in, a base comes out. Files keep the last versions.
+
+Plain Python without Ray; shards are reached through the `Learner` protocol. What was learned adds
+up, so it does not matter in which order shards are asked or when.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from actors.engine import base as bases
+from actors.engine import history, kernels
+from actors.engine.base import Base
+from actors.engine.engine import EVENTS_MAX, Delta
+from actors.engine.history import History
+from actors.engine.stacker import Stacker, Sums
+from actors.wal import fsync_folder
+from cluster.errors import RequestError, Unavailable
+
+LOG = logging.getLogger("onehop.actors")
+
+SAVE_S = 60.0
+VERSIONS_KEPT = 5
+# Merging may take this share of one core; a large model is published less often instead.
+MERGE_SHARE = 0.2
+
+
+class Model:
+    """The learned state of one tenant. `number` names the version, "m<number>" in decisions."""
+
+    def __init__(self, events_max: int = EVENTS_MAX) -> None:
+        self._events_max = events_max
+        self.history = history.empty()
+        self.sums = Stacker(kernels.PRIOR).sums()
+        self.number = 0
+
+    @property
+    def name(self) -> str:
+        return f"m{self.number}"
+
+    def add(self, deltas: Sequence[Delta]) -> None:
+        """Merge deltas; each must come once."""
+        parts = [self.history, *(delta.history for delta in deltas)]
+        self.history = history.merge(parts, self._events_max)
+        for delta in deltas:
+            self.sums = self.sums.plus(delta.sums)
+        self.number += 1
+
+    def base(self, items_n: int) -> Base:
+        """What decisions read, over items 0..items_n - 1. Takes 0.3 s per million events."""
+        return bases.build(self.history, items_n)
+
+    def to_bytes(self) -> bytes:
+        """The model as a NumPy archive of named arrays."""
+        buffer = io.BytesIO()
+        np.savez(buffer, number=self.number, **self.history._asdict(), **self.sums._asdict())
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes, events_max: int = EVENTS_MAX) -> Model:
+        """The inverse of `to_bytes`. Raises ValueError or KeyError if it is none."""
+        model = cls(events_max)
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            model.history = History(*(arrays[name] for name in History._fields))
+            model.sums = Sums(*(arrays[name] for name in Sums._fields))
+            model.number = int(arrays["number"])
+        if model.sums.precision.shape != Stacker(kernels.PRIOR).precision.shape:
+            raise ValueError("the model has other features than this engine")
+        return model
+
+
+class Versions:
+    """The saved models of one tenant: `m<number>.npz` in a folder, the last VERSIONS_KEPT."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def names(self) -> list[str]:
+        """Names of the saved versions, oldest first."""
+        paths = self._folder.glob("m*.npz")
+        return [p.stem for p in sorted(paths, key=lambda path: int(path.stem[1:]))]
+
+    def save(self, model: Model) -> None:
+        """Write a version, whole or not at all, and let the oldest go."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        temporary = self._folder / f".{model.name}"
+        with temporary.open("wb") as file:
+            file.write(model.to_bytes())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(self._folder / f"{model.name}.npz")
+        fsync_folder(self._folder)
+        for name in self.names()[:-VERSIONS_KEPT]:
+            (self._folder / f"{name}.npz").unlink()
+
+    def load(self, name: str) -> Model:
+        """A saved version. Raises RequestError (404) if there is none of that name."""
+        if name not in self.names():
+            raise RequestError(
+                404, "no such model version", "name", repr(name), ", ".join(self.names())
+            )
+        return Model.from_bytes((self._folder / f"{name}.npz").read_bytes())
+
+    def newest(self) -> Model | None:
+        """The newest version that can be read; an unreadable one is passed over and told of."""
+        for name in reversed(self.names()):
+            try:
+                return self.load(name)
+            except (ValueError, KeyError, OSError) as error:
+                LOG.error("model %s in %s can't be read: %s", name, self._folder, error)
+        return None
+
+
+class Taken(NamedTuple):
+    """What one shard answers: which life of it this is, its items, and its deltas by tenant.
+
+    A shard that was restarted has learned again from its log what was merged before: of such a
+    delta only the number counts, and `stale` says so.
+    """
+
+    life: str
+    stale: bool
+    items: dict[str, int]
+    deltas: dict[str, Delta]
+
+
+class Learner(Protocol):
+    """One shard, as the model sees it. Methods raise Unavailable while it is dead."""
+
+    async def take_deltas(self, known_life: str) -> Taken: ...
+
+    async def install(self, tenant: str, published: Any, name: str, included: int) -> None: ...
+
+
+class Merger:
+    """Asks all shards for what they learned, merges it, and gives the base to all of them.
+
+    publish(base, sums)  makes what is handed to `Learner.install`, once for all shards
+    """
+
+    def __init__(
+        self,
+        learners: dict[str, Learner],
+        folder: Path,
+        publish: Callable[[Base, Sums], Any],
+        interval_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._learners = learners
+        self._folder = folder
+        self._publish = publish
+        self._interval_s = interval_s
+        self._clock = clock
+        self._models: dict[str, Model] = {}
+        self._lives: dict[str, str] = {}
+        self._items: dict[str, int] = {}
+        self._included: dict[tuple[str, str], int] = {}
+        self._unsaved: set[str] = set()
+        self._saved_at = clock()
+        self._turn = asyncio.Lock()
+        for path in sorted(folder.glob("*")):
+            model = Versions(path).newest()
+            if model is not None:
+                self._models[path.name] = model
+        # What shards replay from their logs is in the saved model already.
+        if self._models:
+            self._lives = dict.fromkeys(learners, "before")
+        self._install_next = set(self._models)
+
+    async def run(self) -> None:
+        """Merge for ever, every `interval_s` or less often if merging takes long."""
+        while True:
+            started_s = self._clock()
+            try:
+                await self.merge()
+            except Exception:
+                # The next round asks again; shards keep what was not taken.
+                LOG.exception("merging the model failed")
+            took_s = self._clock() - started_s
+            await asyncio.sleep(max(self._interval_s, took_s / MERGE_SHARE))
+
+    async def merge(self) -> None:
+        """One round: take, merge, publish; save what is due."""
+        async with self._turn:
+            names = list(self._learners)
+            answers = await asyncio.gather(*(self._take(name) for name in names))
+            fresh: dict[str, list[Delta]] = {}
+            for name, taken in zip(names, answers, strict=True):
+                if taken is not None:
+                    self._note(name, taken, fresh)
+            for tenant, deltas in fresh.items():
+                model = self._models.setdefault(tenant, Model())
+                await asyncio.to_thread(model.add, deltas)
+                self._unsaved.add(tenant)
+            for tenant in self._install_next | set(fresh):
+                await self._install(tenant)
+            self._install_next.clear()
+            if self._clock() - self._saved_at >= SAVE_S:
+                await asyncio.to_thread(self.save)
+
+    def _note(self, name: str, taken: Taken, fresh: dict[str, list[Delta]]) -> None:
+        if taken.life != self._lives.get(name):
+            self._lives[name] = taken.life
+            self._included = {k: v for k, v in self._included.items() if k[0] != name}
+            self._install_next |= set(self._models)
+        for tenant, count in taken.items.items():
+            self._items[tenant] = max(self._items.get(tenant, 0), count)
+        for tenant, delta in taken.deltas.items():
+            self._included[name, tenant] = delta.number
+            if not taken.stale:
+                fresh.setdefault(tenant, []).append(delta)
+
+    async def rollback(self, tenant: str, name: str) -> str:
+        """Answer from a saved version again; what was learned since is dropped.
+
+        Returns the name under which it serves: a version's number never goes back.
+        """
+        async with self._turn:
+            model = await asyncio.to_thread(Versions(self._folder / tenant).load, name)
+            current = self._models.get(tenant)
+            model.number = max(model.number, current.number if current else 0) + 1
+            self._models[tenant] = model
+            self._unsaved.add(tenant)
+            await self._install(tenant)
+            return model.name
+
+    def versions(self, tenant: str) -> dict[str, Any]:
+        """The serving version and the saved ones."""
+        model = self._models.get(tenant)
+        return {
+            "serving": model.name if model else None,
+            "events": len(model.history.items) if model else 0,
+            "saved": Versions(self._folder / tenant).names(),
+        }
+
+    def save(self) -> None:
+        """Write every model that has changed."""
+        for tenant in sorted(self._unsaved):
+            Versions(self._folder / tenant).save(self._models[tenant])
+        self._unsaved.clear()
+        self._saved_at = self._clock()
+
+    async def _take(self, name: str) -> Taken | None:
+        try:
+            return await self._learners[name].take_deltas(self._lives.get(name, ""))
+        except Unavailable:
+            return None  # It is being restarted; the next round finds it.
+
+    async def _install(self, tenant: str) -> None:
+        model = self._models[tenant]
+        base = await asyncio.to_thread(model.base, self._items.get(tenant, 0))
+        published = self._publish(base, model.sums)
+
+        async def give(name: str, learner: Learner) -> None:
+            included = self._included.get((name, tenant), 0)
+            try:
+                await learner.install(tenant, published, model.name, included)
+            except Unavailable:
+                return
+
+        await _all(give(name, learner) for name, learner in self._learners.items())
+
+
+async def _all(calls: Any) -> None:
+    waiting: list[Awaitable[None]] = list(calls)
+    await asyncio.gather(*waiting)

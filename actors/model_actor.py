@@ -1,0 +1,81 @@
+"""Ray's shell around the merger: bases travel through the object store, one copy per node."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import msgspec
+import ray
+from ray.exceptions import RayActorError
+
+from actors.engine.base import Base
+from actors.engine.stacker import Sums
+from actors.model import Learner, Merger, Taken
+from cluster.config import Config
+from cluster.errors import Unavailable
+
+MODEL_ACTOR = "onehop-model"
+
+
+class RayLearner:
+    """A `Learner` over a shard's Ray actor, looked up anew after the actor has died."""
+
+    def __init__(self, actor_name: str) -> None:
+        self._actor_name = actor_name
+        self._actor: Any = None
+
+    async def take_deltas(self, known_life: str) -> Taken:
+        return await self._call("take_deltas", known_life)  # type: ignore[no-any-return]
+
+    async def install(self, tenant: str, published: Any, name: str, included: int) -> None:
+        await self._call("install_model", tenant, published, name, included)
+
+    async def _call(self, method: str, *args: Any) -> Any:
+        try:
+            if self._actor is None:
+                self._actor = ray.get_actor(self._actor_name)
+            return await getattr(self._actor, method).remote(*args)
+        except (RayActorError, ValueError) as error:
+            # ValueError: no actor of that name yet.
+            self._actor = None
+            raise Unavailable(f"{self._actor_name}: {error}") from None
+
+
+def _publish(base: Base, sums: Sums) -> Any:
+    # Shards map the arrays where they lie in the object store: no copy per shard.
+    return ray.put((base, sums))
+
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)
+class ModelActor:
+    """One per cluster. If it dies, shards go on with the base they have and what they learn."""
+
+    def __init__(self, config_json: bytes, shard_actors: list[str]) -> None:
+        config = msgspec.json.decode(config_json, type=Config)
+        logging.basicConfig(level=config.log_level)
+        learners: dict[str, Learner] = {name: RayLearner(name) for name in shard_actors}
+        self.merger = Merger(learners, config.data_path / "models", _publish, config.model_merge_s)
+        self.running: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to merge; idempotent."""
+        if self.running is None:
+            self.running = asyncio.create_task(self.merger.run())
+
+    async def merge(self) -> None:
+        """One round now, for tests and after a warm start."""
+        await self.merger.merge()
+
+    async def versions(self, tenant: str) -> dict[str, Any]:
+        return self.merger.versions(tenant)
+
+    async def rollback(self, tenant: str, name: str) -> str:
+        return await self.merger.rollback(tenant, name)
+
+    async def stop(self) -> None:
+        """End merging and save."""
+        if self.running is not None:
+            self.running.cancel()
+        await asyncio.to_thread(self.merger.save)

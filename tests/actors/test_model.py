@@ -1,0 +1,202 @@
+"""The merger over engines without Ray: one model out of many, nothing counted twice."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actors.catalogue import Catalogue
+from actors.engine.base import Base
+from actors.engine.engine import NextAction
+from actors.engine.stacker import Sums
+from actors.model import VERSIONS_KEPT, Merger, Model, Taken, Versions
+from actors.store import ProfileStore
+from cluster.errors import RequestError, Unavailable
+
+ITEMS = 30
+
+
+class Shard:
+    """One life after another of an engine and its people; its log is the list of what it saw."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.log: list[tuple[int, int, int]] = []
+        self.lives = 0
+        self.dead = False
+        self.start()
+
+    def start(self) -> None:
+        self.lives += 1
+        self.dead = False
+        self.store = ProfileStore(profiles_max=2048, profile_bytes_max=1 << 22)
+        self.catalogue = Catalogue(ITEMS)
+        self.catalogue.register([f"i{i}" for i in range(ITEMS)])
+        self.engine = NextAction(self.store, self.catalogue, ITEMS, 2048)
+        replayed, self.log = self.log, []
+        for event in replayed:
+            self.see(*event)
+
+    def see(self, person: int, item: int, time_s: int) -> None:
+        self.log.append((person, item, time_s))
+        key = bytes([self.number]) + person.to_bytes(15, "big")
+        row = self.store.ensure(key, time_s)
+        self.engine.learn(row, item, 1, 0.0, time_s)
+        self.store.enter_ring(row, item, 1, 0.0, time_s)
+
+    async def take_deltas(self, known_life: str) -> Taken:
+        if self.dead:
+            raise Unavailable("dead")
+        life = f"life {self.lives}"
+        stale = known_life not in ("", life)
+        return Taken(life, stale, {"t": ITEMS}, {"t": self.engine.take_delta()})
+
+    async def install(self, tenant: str, published: Any, name: str, included: int) -> None:
+        if self.dead:
+            raise Unavailable("dead")
+        base, sums = published
+        self.engine.install(base, sums, name, included)
+
+
+def publish(base: Base, sums: Sums) -> Any:
+    return base, sums
+
+
+def new_merger(shards: list[Shard], folder: Path) -> Merger:
+    return Merger({f"s{s.number}": s for s in shards}, folder, publish, 1.0)
+
+
+def events_of(shards: list[Shard]) -> int:
+    return sum(len(shard.log) for shard in shards)
+
+
+def visit(shard: Shard, generator: random.Random, n: int) -> None:
+    for _ in range(n):
+        shard.see(generator.randrange(20), generator.randrange(ITEMS), 1000 + len(shard.log))
+
+
+def learned(merger: Merger) -> list[int]:
+    return sorted(merger._models["t"].history.items.tolist())
+
+
+def seen(shards: list[Shard]) -> list[int]:
+    return sorted(item for shard in shards for _, item, _ in shard.log)
+
+
+def test_every_event_of_every_shard_is_in_the_model_once(tmp_path: Path) -> None:
+    async def act() -> None:
+        generator = random.Random(1)
+        shards = [Shard(n) for n in range(3)]
+        merger = new_merger(shards, tmp_path)
+        for _ in range(10):
+            for shard in shards:
+                visit(shard, generator, generator.randrange(200))
+            await merger.merge()
+            assert learned(merger) == seen(shards)
+        counts = np.bincount(seen(shards), minlength=ITEMS)
+        for shard in shards:
+            assert shard.engine._live.counts[:ITEMS].tolist() == counts.tolist()
+            assert shard.engine.version == f"{merger._models['t'].name}+0"
+
+    asyncio.run(act())
+
+
+def test_a_restarted_shard_is_not_counted_twice_and_gets_the_model_back(tmp_path: Path) -> None:
+    async def act() -> None:
+        generator = random.Random(2)
+        shards = [Shard(n) for n in range(2)]
+        merger = new_merger(shards, tmp_path)
+        for shard in shards:
+            visit(shard, generator, 300)
+        await merger.merge()
+        before = seen(shards)
+        shards[0].dead = True
+        await merger.merge()
+        shards[0].start()
+        await merger.merge()
+        assert learned(merger) == before
+        assert shards[0].engine._live.counts[:ITEMS].sum() == len(before)
+        visit(shards[0], generator, 50)
+        visit(shards[1], generator, 50)
+        await merger.merge()
+        assert learned(merger) == seen(shards)
+
+    asyncio.run(act())
+
+
+def test_a_new_merger_goes_on_from_the_saved_model(tmp_path: Path) -> None:
+    async def act() -> None:
+        generator = random.Random(3)
+        shards = [Shard(n) for n in range(2)]
+        merger = new_merger(shards, tmp_path)
+        for shard in shards:
+            visit(shard, generator, 200)
+        await merger.merge()
+        merger.save()
+        number = merger._models["t"].number
+        for shard in shards:
+            shard.start()
+        merger = new_merger(shards, tmp_path)
+        await merger.merge()
+        assert learned(merger) == seen(shards)
+        for shard in shards:
+            visit(shard, generator, 20)
+        await merger.merge()
+        assert learned(merger) == seen(shards)
+        assert merger._models["t"].number > number
+
+    asyncio.run(act())
+
+
+def test_rollback_serves_a_saved_version_under_a_new_name(tmp_path: Path) -> None:
+    async def act() -> None:
+        generator = random.Random(4)
+        shards = [Shard(n) for n in range(2)]
+        merger = new_merger(shards, tmp_path)
+        visit(shards[0], generator, 100)
+        await merger.merge()
+        merger.save()
+        good, name = learned(merger), merger._models["t"].name
+        visit(shards[1], generator, 100)
+        await merger.merge()
+        assert learned(merger) != good
+        serving = await merger.rollback("t", name)
+        assert (learned(merger), serving) == (good, "m3")
+        assert {shard.engine.version for shard in shards} == {"m3+0"}
+        with pytest.raises(RequestError, match="m1"):
+            await merger.rollback("t", "m99")
+        visit(shards[0], generator, 10)
+        await merger.merge()
+        assert len(learned(merger)) == len(good) + 10
+
+    asyncio.run(act())
+
+
+def test_versions_are_bounded_and_an_unreadable_one_is_passed_over(tmp_path: Path) -> None:
+    versions = Versions(tmp_path)
+    model = Model()
+    for number in range(1, 10):
+        model.number = number
+        versions.save(model)
+    assert versions.names() == [f"m{n}" for n in range(10 - VERSIONS_KEPT, 10)]
+    (tmp_path / "m9.npz").write_bytes(b"torn")
+    newest = versions.newest()
+    assert newest is not None
+    assert newest.name == "m8"
+
+
+def test_a_model_survives_its_file() -> None:
+    shard = Shard(0)
+    visit(shard, random.Random(5), 100)
+    model = Model()
+    model.add([shard.engine.take_delta()])
+    again = Model.from_bytes(model.to_bytes())
+    assert again.number == model.number
+    for field in ("history", "sums"):
+        for ours, theirs in zip(getattr(model, field), getattr(again, field), strict=True):
+            assert np.array_equal(ours, theirs)
