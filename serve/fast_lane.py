@@ -14,6 +14,7 @@ from typing import Any
 from starlette.middleware import Middleware
 
 from actors.messages import BODY_BYTES_MAX
+from cluster.errors import RequestError
 from serve.gateway import BATCH_ROUTE, FAST_ROUTES, Gateway
 from serve.problems import JSON_TYPE, PROBLEM_TYPE, Answer, answer_of, too_large
 from serve.stream import STREAM_ROUTE, serve_stream
@@ -22,6 +23,9 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+BODY_S = 10.0
+"""How long a caller may take to send a body that does not come with its head."""
 
 PATHS = frozenset((*FAST_ROUTES, BATCH_ROUTE))
 
@@ -75,25 +79,44 @@ class FastLane:
 
 async def respond(gateway: Gateway, scope: Scope, receive: Receive, send: Send) -> None:
     """Read one body, answer it. A caller that goes away before the end gets no answer."""
+    path = scope["path"]
     message = await receive()
     if message["type"] != "http.request":
         return
-    body: bytes = message.get("body", b"")
-    if message.get("more_body", False):
-        parts, size = [body], len(body)
-        while message.get("more_body", False) and size <= BODY_BYTES_MAX:
-            message = await receive()
-            if message["type"] != "http.request":
-                return
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-        body = b"".join(parts)
-    path = scope["path"]
-    if len(body) > BODY_BYTES_MAX:
-        answer = answer_of(too_large("the body", len(body), BODY_BYTES_MAX))
-        gateway.count(path, answer.status)
+    body: bytes | None = message.get("body", b"")
+    try:
+        if message.get("more_body", False):
+            async with asyncio.timeout(BODY_S):
+                body = await _rest_of_body(body or b"", receive)
+        if body is None:
+            return
+        if len(body) > BODY_BYTES_MAX:
+            raise too_large("the body", len(body), BODY_BYTES_MAX)
+    except TimeoutError:
+        await _refuse(gateway, path, RequestError(408, "the body did not arrive in time"), send)
+    except RequestError as error:
+        await _refuse(gateway, path, error, send)
     else:
-        answer = await gateway.answer(path, scope["headers"], body)
+        await send_answer(await gateway.answer(path, scope["headers"], body), send)
+
+
+async def _rest_of_body(body: bytes, receive: Receive) -> bytes | None:
+    """All of the body, or its first BODY_BYTES_MAX + 1 bytes or more; None if the caller left."""
+    parts, size = [body], len(body)
+    more = True
+    while more and size <= BODY_BYTES_MAX:
+        message = await receive()
+        if message["type"] != "http.request":
+            return None
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        more = message.get("more_body", False)
+    return b"".join(parts)
+
+
+async def _refuse(gateway: Gateway, path: str, error: RequestError, send: Send) -> None:
+    answer = answer_of(error)
+    gateway.count(path, answer.status)
     await send_answer(answer, send)
 
 

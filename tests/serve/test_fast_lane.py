@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -244,6 +245,26 @@ async def test_without_a_gateway_everything_passes_to_the_app():
 
     await FastLane(app)({"type": "http", "path": "/v1/decide", "method": "POST"}, None, None)  # type: ignore[arg-type]
     assert reached == ["/v1/decide"]
+
+
+@asynchronous
+async def test_a_late_body_is_408(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("serve.fast_lane.BODY_S", 0.05)
+    async with new_edge(tmp_path) as edge:
+        first = [{"type": "http.request", "body": b"{", "more_body": True}]
+        sent: list[dict[str, Any]] = []
+
+        async def receive():
+            if not first:
+                await asyncio.sleep(10)
+            return first.pop()
+
+        async def send(message):
+            sent.append(message)
+
+        scope = {"type": "http", "path": "/v1/decide", "method": "POST", "headers": [LOCAL]}
+        await edge.fast(scope, receive, send)
+        assert sent[0]["status"] == 408
 
 
 @asynchronous
