@@ -118,7 +118,7 @@ def import_text(status: dict[str, Any]) -> str:
     verb = "checked" if status["dryRun"] else "loaded"
     text = (
         f"{verb} {status['rowsDone']:,} rows in {status['seconds']:.1f} s "
-        f"({status['rowsPerS']:,.0f} rows/s), {status['itemsAdded']:,} items are new"
+        f"({status['rowsPerS']:,.0f} rows/s), {status['itemsAdded']:,} items"
     )
     if status["resumedFrom"]:
         text += f", {status['resumedFrom']:,} rows were loaded before"
