@@ -78,7 +78,18 @@ def open_sources(path: str, kind: Kind, mapping: Mapping[str, str]) -> list[Sour
             raise RequestError(
                 422, "unknown field in the mapping", "mapping", repr(field), ", ".join(ALIASES)
             )
-    root = Path(path).expanduser()
+    try:
+        files = _files(Path(path).expanduser(), path, kind)
+    except (OSError, ValueError, RuntimeError):
+        # Too long a name, a NUL in it, no such user's home, a folder that can't be read.
+        raise RequestError(
+            422, "the path can't be used", kind, path, "a Parquet file or a folder of them"
+        ) from None
+    return [_open_source(file, kind, mapping) for file in files]
+
+
+def _files(root: Path, path: str, kind: Kind) -> list[Path]:
+    """The file at `root`, or those in the folder. Raises RequestError if there is none."""
     if root.is_dir():
         files = sorted(p for p in root.rglob("*.parquet") if p.is_file())[: FILES_MAX + 1]
         if not files or len(files) > FILES_MAX:
@@ -86,13 +97,12 @@ def open_sources(path: str, kind: Kind, mapping: Mapping[str, str]) -> list[Sour
             raise RequestError(
                 422, "no usable folder", kind, seen, f"1 to {FILES_MAX} files named *.parquet"
             )
-    elif root.is_file():
-        files = [root]
-    else:
+        return files
+    if not root.is_file():
         raise RequestError(
             422, "there is no such file", kind, path, "a Parquet file or a folder of them"
         )
-    return [_open_source(file, kind, mapping) for file in files]
+    return [root]
 
 
 def _open_source(path: Path, kind: Kind, mapping: Mapping[str, str]) -> Source:
