@@ -22,6 +22,16 @@ CATEGORIES_MAX = 4
 NONE = -1
 
 
+class CatalogueDump(msgspec.Struct, frozen=True, array_like=True):
+    """A catalogue as data: attribute names and items, both in the order of their numbers.
+
+    An item is (id, JSON); the JSON of one that was taken down is empty.
+    """
+
+    attributes: list[str] = []
+    items: list[tuple[str, bytes]] = []
+
+
 class Catalogue:
     """Items by id and by number.
 
@@ -115,6 +125,7 @@ class Catalogue:
             return False
         self.alive[number] = 0
         self._documents[number] = b""
+        self.attribute_ids[number] = NONE
         if self.embeddings is not None:
             self.embeddings[number] = 0.0
         self.version += 1
@@ -125,14 +136,17 @@ class Catalogue:
         number = self.numbers.get(item_id)
         return self._documents[number] or None if number is not None else None
 
-    def dump(self) -> list[tuple[str, bytes]]:
-        """All numbers in order as (id, JSON), the JSON empty where taken down; for `load`."""
-        return list(zip(self.ids, self._documents, strict=True))
+    def dump(self) -> CatalogueDump:
+        """Everything, for `load`: numbers of items and of attributes are kept by their order."""
+        items = list(zip(self.ids, self._documents, strict=True))
+        return CatalogueDump(list(self.attribute_names), items)
 
-    def load(self, entries: Sequence[tuple[str, bytes]]) -> None:
+    def load(self, dump: CatalogueDump) -> None:
         """Become the catalogue of `dump`; ours must be empty or an earlier state of it."""
+        for name in dump.attributes:
+            self._attribute(name)
         decoder = msgspec.json.Decoder(Item)
-        for item_id, document in entries:
+        for item_id, document in dump.items:
             if document:
                 self.put(decoder.decode(document))
             else:

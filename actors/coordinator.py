@@ -13,7 +13,7 @@ from typing import Protocol
 
 import msgspec
 
-from actors.catalogue import Catalogue, decode_items
+from actors.catalogue import Catalogue, CatalogueDump, decode_items
 from actors.messages import BATCH_MAX, Item, Problem
 from cluster.config import Config
 from cluster.errors import RequestError, Unavailable
@@ -23,7 +23,6 @@ from cluster.partition_map import PartitionMap, owner
 LOG = logging.getLogger("onehop.actors")
 
 RESTART_S_MAX = 5.0
-CatalogueDump = list[tuple[str, bytes]]
 
 
 class Started(msgspec.Struct, frozen=True):
@@ -98,8 +97,8 @@ class Coordinator:
         await asyncio.gather(*(self._launch(slot) for slot in self._slots))
         started = [slot.started for slot in self._slots if slot.started]
         for tenant in {name for one in started for name in one.catalogues}:
-            dumps = (one.catalogues.get(tenant, []) for one in started)
-            self._catalogue(tenant).load(max(dumps, key=len))
+            dumps = (one.catalogues[tenant] for one in started if tenant in one.catalogues)
+            self._catalogue(tenant).load(max(dumps, key=lambda dump: len(dump.items)))
         self._epoch = max(one.epoch for one in started)
         for slot in self._slots:
             await self._seed(slot)

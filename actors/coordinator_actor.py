@@ -11,7 +11,8 @@ import msgspec
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from actors.coordinator import CatalogueDump, Coordinator, ShardHandle, Started
+from actors.catalogue import CatalogueDump
+from actors.coordinator import Coordinator, ShardHandle, Started
 from actors.messages import Item
 from actors.model_actor import MODEL_ACTOR, ModelActor
 from actors.shard_actor import ShardActor

@@ -61,6 +61,10 @@ class DedupeWindow:
             del self._answered[self._order.popleft()]
             self.bytes_used -= ENTRY_BYTES + len(first.answer)
 
+    def entries(self) -> list[tuple[str, str, Answered]]:
+        """All that is known as (tenant, message id, answer), oldest first."""
+        return [(*key, self._answered[key]) for key in self._order]
+
     def reach_s(self, now_s: int) -> int:
         """Seconds back to the oldest id that is still known; the window if nothing was dropped."""
         return now_s - self._answered[self._order[0]].time_s if self._order else self._window_s
@@ -97,3 +101,7 @@ class DecisionLog:
         while self.bytes_used > self._bytes_max:
             dropped = self._records.pop(self._order.popleft())
             self.bytes_used -= ENTRY_BYTES + len(dropped.answer)
+
+    def entries(self) -> list[tuple[int, DecisionRecord]]:
+        """All records with their sequence numbers, oldest first."""
+        return [(sequence, self._records[sequence]) for sequence in self._order]

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.catalogue import CatalogueDump
 from actors.checked import Applied
 
 COLUMNS: dict[str, type[np.generic]] = {
@@ -85,7 +86,7 @@ class Seeded(Record, frozen=True, tag="d"):
     """The whole catalogue, as `Catalogue.dump` gives it."""
 
     tenant: str
-    dump: list[tuple[str, bytes]]
+    dump: CatalogueDump
 
 
 class Loaded(Record, frozen=True, tag="l"):

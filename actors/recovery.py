@@ -6,11 +6,13 @@ import fcntl
 import logging
 import os
 import time
+from itertools import pairwise
 from pathlib import Path
 
 from actors import records
+from actors.snapshot import read_snapshot, snapshots
 from actors.state import ShardState
-from actors.wal import End, Reader
+from actors.wal import End, Reader, first_seq_of, fsync_folder, segments
 from cluster.errors import Unavailable
 
 LOG = logging.getLogger("onehop.actors")
@@ -37,23 +39,49 @@ def lock_folder(folder: Path, wait_s: float = LOCK_WAIT_S) -> int:
             time.sleep(0.05)
 
 
-def recover(state: ShardState, folder: Path) -> End:
-    """Replay the log into an empty state; returns where the log goes on.
+def replay(state: ShardState, folder: Path, paths: list[Path] | None = None) -> End:
+    """Fill an empty state from the newest snapshot and the log after it; returns the log's end.
 
-    Raises WalCorrupt if the log can't be trusted: then the shard must not serve.
+    paths  the segments to read, None = all
+    Raises WalCorrupt if snapshot or log can't be trusted: then the shard must not serve.
     """
-    started_s = time.monotonic()
-    reader = Reader(folder)
-    count = 0
+    kept = snapshots(folder)
+    start = read_snapshot(kept[-1], state) if kept else End(1, 0, None, 0, 0)
+    reader = Reader(folder, start.next_seq, paths)
     for batch in reader:
-        for record in batch.records:
+        # The first segment may begin before the snapshot ends.
+        for record in batch.records[max(start.next_seq - batch.first_seq, 0) :]:
             state.replay(records.decode(record))
-        count += len(batch.records)
+    return reader.end if reader.end.path is not None else start
+
+
+def recover(state: ShardState, folder: Path) -> End:
+    """As `replay`, over all there is, and say how long it took."""
+    started_s = time.monotonic()
+    end = replay(state, folder)
     LOG.info(
-        "shard %s: %d records replayed in %.2f s, %d profiles",
+        "shard %s: recovered %d profiles up to record %d in %.2f s",
         state.shard_id,
-        count,
-        time.monotonic() - started_s,
         len(state.store),
+        end.next_seq - 1,
+        time.monotonic() - started_s,
     )
-    return reader.end
+    return end
+
+
+def drop_superfluous(folder: Path) -> int:
+    """Delete what the newest snapshot covers: older snapshots and segments. Returns how many."""
+    kept = snapshots(folder)
+    if not kept:
+        return 0
+    next_seq = int(kept[-1].stem.removeprefix("snap-"), 16)
+    old = kept[:-1]
+    paths = segments(folder)
+    # A segment is covered if the one behind it begins at or before the snapshot's end.
+    for path, behind in pairwise(paths):
+        if first_seq_of(behind) <= next_seq:
+            old.append(path)
+    for path in old:
+        path.unlink()
+    fsync_folder(folder)
+    return len(old)

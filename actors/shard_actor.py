@@ -10,13 +10,16 @@ import gc
 import logging
 import os
 import secrets
+import sys
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import ray
 from numpy.typing import NDArray
 
-from actors.coordinator import CatalogueDump, Started
+from actors.catalogue import CatalogueDump
+from actors.coordinator import Started
 from actors.endpoint import Endpoint
 from actors.engine import history
 from actors.engine.base import Base
@@ -25,8 +28,9 @@ from actors.engine.stacker import Sums
 from actors.journal import Journal
 from actors.model import Taken
 from actors.principals import Principals
-from actors.recovery import lock_folder, recover
+from actors.recovery import drop_superfluous, lock_folder, recover
 from actors.shard import Shard
+from actors.wal import segments
 from actors.warm_up import warm_up
 from cluster.config import Config
 from cluster.keys import KeyRange
@@ -34,6 +38,7 @@ from cluster.keys import KeyRange
 LOG = logging.getLogger("onehop.actors")
 
 SWEEP_S = 10.0
+COMPACT_S = 5.0
 # Events applied in one turn of a warm start; more would keep requests waiting over 10 ms.
 LOAD_EVENTS_MAX = 20_000
 
@@ -50,6 +55,7 @@ class ShardActor:
         self.endpoint = Endpoint(self.shard, Principals(self.config).secret_of)
         self.address: tuple[str, int] | None = None
         self.sweeper: asyncio.Task[None] | None = None
+        self.compacter: asyncio.Task[None] | None = None
         self.life = secrets.token_hex(8)
         self.taken_at = 0
 
@@ -64,6 +70,7 @@ class ShardActor:
             gc.set_threshold(100_000, 50, 1000)
             self.address = await self.endpoint.start(self.config.shard_host)
             self.sweeper = asyncio.create_task(self._sweep())
+            self.compacter = asyncio.create_task(self._compact())
         node_id = ray.get_runtime_context().get_node_id()
         catalogues = {n: t.catalogue.dump() for n, t in self.shard.tenants.items()}
         return msgspec.msgpack.encode(
@@ -73,7 +80,7 @@ class ShardActor:
     def _recover(self) -> None:
         """Become what the log says, and log from here on; for durability "disk"."""
         if self.config.durability == "disk":
-            folder = self.config.data_path / "shards" / self.shard.shard_id
+            folder = self._folder()
             self.lock = lock_folder(folder)
             end = recover(self.shard, folder)
             # Epochs only ever grow, also from one life of the cluster to the next.
@@ -175,3 +182,24 @@ class ShardActor:
             forgotten = self.shard.sweep()
             if forgotten:
                 LOG.info("shard %s forgot %d stale profiles", self.shard.shard_id, forgotten)
+
+    async def _compact(self) -> None:
+        """Let a process of its own turn sealed segments into a snapshot, then delete them."""
+        folder = self._folder()
+        while self.shard.journal is not None:
+            await asyncio.sleep(COMPACT_S)
+            if len(segments(folder)) < 2:
+                continue
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "actors.compact", str(folder)),
+                stdin=asyncio.subprocess.PIPE,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            )
+            await process.communicate(msgspec.json.encode(self.config))
+            if process.returncode == 0:
+                await asyncio.to_thread(drop_superfluous, folder)
+            else:
+                LOG.error("shard %s: compaction failed; the log grows", self.shard.shard_id)
+
+    def _folder(self) -> Path:
+        return self.config.data_path / "shards" / self.shard.shard_id

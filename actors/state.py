@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors import events, records
+from actors.catalogue import CatalogueDump
 from actors.checked import Applied
 from actors.journal import Journal
 from actors.messages import Item
@@ -43,7 +44,8 @@ from cluster.keys import KeyRange
 class ShardState:
     """Profiles, answers, decisions and tenants of one key range.
 
-    now  the clock, seconds since 1970
+    now     the clock, seconds since 1970
+    learns  whether the engines learn; a snapshot needs the profiles only
     """
 
     def __init__(
@@ -53,12 +55,14 @@ class ShardState:
         config: Config,
         epoch: int = 1,
         now: Callable[[], float] = time,
+        learns: bool = True,
     ) -> None:
         self.shard_id = shard_id
         self.key_range = key_range
         self.config = config
         self.epoch = epoch
         self.now = now
+        self._learns = learns
         self.store = ProfileStore(
             profiles_max=config.profiles_max,
             profile_bytes_max=config.profile_bytes_max,
@@ -70,7 +74,7 @@ class ShardState:
         self.dedupe = DedupeWindow(config.dedupe_window_s, config.dedupe_bytes_max)
         self.decisions = DecisionLog(config.decisions_bytes_max)
         self.tenants: dict[str, Tenant] = {}
-        self._swept_to = 0
+        self.swept_to = 0
         self.journal: Journal | None = None
         """Set once the shard has recovered; None: nothing survives this process."""
         self.loaded: dict[str, int] = {}
@@ -112,7 +116,8 @@ class ShardState:
                 catalogue.attribute_ids,
             )
             if events.enters_ring(kind, item):
-                tenant.engine.learn(row, item, kind, value, time_s)
+                if self._learns:
+                    tenant.engine.learn(row, item, kind, value, time_s)
                 store.enter_ring(row, item, kind, value, time_s)
                 if catalogue.embeddings is not None and weight > 0.0:
                     store.blend(row, item, catalogue.embeddings)
@@ -150,14 +155,14 @@ class ShardState:
 
     def sweep(self) -> int:
         """Forget profiles past their time to live, a bounded part at a time."""
-        record = Swept(max(int(self.now()) - self.config.profile_ttl_s, 0), self._swept_to)
+        record = Swept(max(int(self.now()) - self.config.profile_ttl_s, 0), self.swept_to)
         forgotten = self._sweep(record)
         if forgotten:
             self.log(record)
         return forgotten
 
     def _sweep(self, record: Swept) -> int:
-        forgotten, self._swept_to = self.store.expire(record.before_s, record.start)
+        forgotten, self.swept_to = self.store.expire(record.before_s, record.start)
         return forgotten
 
     def put_items(self, tenant_name: str, items_json: bytes) -> None:
@@ -167,7 +172,7 @@ class ShardState:
             catalogue.put(item)
         self.log(Catalogued(tenant_name, items_json, []))
 
-    def load_catalogue(self, tenant_name: str, dump: list[tuple[str, bytes]]) -> None:
+    def load_catalogue(self, tenant_name: str, dump: CatalogueDump) -> None:
         """Become the catalogue of a dump; ours is empty or an earlier state of it."""
         self.tenant(tenant_name).catalogue.load(dump)
         self.log(Seeded(tenant_name, dump))
@@ -204,7 +209,8 @@ class ShardState:
         if not acted.all():
             rows, chunk = rows[acted], {name: column[acted] for name, column in chunk.items()}
         items, kinds = chunk["item"], chunk["type"]
-        tenant.engine.learn_batch(rows, items, kinds, chunk["value"], chunk["time"])
+        if self._learns:
+            tenant.engine.learn_batch(rows, items, kinds, chunk["value"], chunk["time"])
         if tenant.catalogue.embeddings is not None:
             self.store.blend_many(rows, items, kinds, tenant.catalogue.embeddings)
         return applied

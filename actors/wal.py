@@ -104,13 +104,17 @@ def first_seq_of(path: Path) -> int:
 
 
 class Reader:
-    """Reads a log from the segment that holds `from_seq` on. `end` is set once all is read.
+    """Reads a log, or `paths` of it, from the segment that holds `from_seq` on.
+
+    `end` is set once all is read.
 
     Raises WalCorrupt where the log can't be trusted, never because of a torn last batch.
     """
 
-    def __init__(self, folder: Path, from_seq: int = 1) -> None:
-        self._paths = segments(folder)
+    def __init__(
+        self, folder: Path, from_seq: int = 1, paths: Sequence[Path] | None = None
+    ) -> None:
+        self._paths = segments(folder) if paths is None else list(paths)
         older = [path for path in self._paths if first_seq_of(path) <= from_seq]
         if older:
             self._paths = self._paths[self._paths.index(older[-1]) :]

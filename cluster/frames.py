@@ -27,7 +27,8 @@ from cluster.errors import AuthError, FrameError
 VERSION = 1
 HEADER = Struct("<IIBBH")
 HEADER_BYTES = HEADER.size
-FRAME_BYTES_MAX = (1 << 20) + (64 << 10)
+FRAME_BYTES_MAX = 4 << 20
+"""A request is 1 MiB at most; an answer that names its rejected candidates may be longer."""
 META_BYTES_MAX = 255
 REQUEST_IDS = 1 << 32
 # What a peer may send before it has proven anything.

@@ -9,8 +9,8 @@ from itertools import count
 import msgspec
 import pytest
 
-from actors.catalogue import Catalogue
-from actors.coordinator import CatalogueDump, Coordinator, ShardHandle, Started
+from actors.catalogue import Catalogue, CatalogueDump
+from actors.coordinator import Coordinator, ShardHandle, Started
 from actors.messages import Item
 from cluster.config import Config
 from cluster.errors import RequestError, Unavailable
@@ -143,7 +143,7 @@ def test_items_have_the_same_number_on_every_shard_whoever_dies_meanwhile() -> N
         await coordinator.wait_map(3, 10)
         await put(99)
         dumps = [shard.catalogue("t").dump() for shard in world.shards.values()]
-        assert len(dumps[0]) == 42
+        assert len(dumps[0].items) == 42
         assert dumps[0] == dumps[1] == dumps[2]
 
     with_coordinator(act)
@@ -172,8 +172,8 @@ def test_a_half_done_update_is_completed_by_the_next_coordinator() -> None:
         await second.start()
         dumps = [shard.catalogue("t").dump() for shard in world.shards.values()]
         assert dumps[0] == dumps[1] == dumps[2]
-        assert [item_id for item_id, _ in dumps[0]] == ["a", "b", "c"]
-        assert dumps[0][0] == ("a", b"")
+        assert [item_id for item_id, _ in dumps[0].items] == ["a", "b", "c"]
+        assert dumps[0].items[0] == ("a", b"")
 
     with_coordinator(act)
 

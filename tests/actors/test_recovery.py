@@ -11,15 +11,17 @@ import msgspec
 import numpy as np
 import pytest
 
-from actors import records
+from actors import records, snapshot
+from actors.compact import compact
 from actors.journal import Journal
 from actors.messages import Item
 from actors.people import Caller, person_key
-from actors.recovery import lock_folder, recover
+from actors.recovery import drop_superfluous, lock_folder, recover
 from actors.shard import Shard
+from actors.snapshot import snapshots, write_snapshot
 from actors.wal import End, WalCorrupt, segments
 from cluster.config import Config
-from cluster.errors import Unavailable
+from cluster.errors import ConfigError, Unavailable
 from cluster.frames import Op
 from cluster.keys import HASH_SPACE, KeyRange
 
@@ -175,7 +177,7 @@ def test_what_was_synced_is_recovered_from_files_life_after_life(tmp_path: Path)
         if before is not None:
             assert contents(shard) == before
         assert end.epoch == seed
-        shard.journal = Journal(tmp_path, end, unexpected, segment_bytes=1 << 16)
+        shard.journal = Journal(tmp_path, end, unexpected, segment_bytes=1 << 14)
         live(shard, clock, 200, seed)
         await shard.journal.sync()
         found = contents(shard)
@@ -186,6 +188,69 @@ def test_what_was_synced_is_recovered_from_files_life_after_life(tmp_path: Path)
     for seed in range(4):
         before = asyncio.run(one_life(seed, before))
     assert len(segments(tmp_path)) > 2
+
+
+def test_snapshot_and_log_give_what_the_whole_log_gives(tmp_path: Path) -> None:
+    clock = [float(NOW_S)]
+
+    async def one_life(seed: int, before: dict[str, Any] | None) -> dict[str, Any]:
+        shard = new_shard(clock)
+        end = recover(shard, tmp_path)
+        if before is not None:
+            assert contents(shard) == before
+            shard.store.check()
+        shard.journal = Journal(tmp_path, end, unexpected, segment_bytes=1 << 14)
+        live(shard, clock, 150, seed)
+        await shard.journal.sync()
+        if seed % 2 == 0:
+            assert compact(tmp_path, CONFIG) is not None
+            assert drop_superfluous(tmp_path) > 0
+        live(shard, clock, 50, seed + 100)
+        await shard.journal.sync()
+        found = contents(shard)
+        shard.journal.close()
+        return found
+
+    before = None
+    for seed in range(6):
+        before = asyncio.run(one_life(seed, before))
+    assert len(snapshots(tmp_path)) == 1
+    shard = new_shard()
+    recover(shard, tmp_path)
+    assert contents(shard) == before
+
+
+def test_a_damaged_snapshot_is_refused_wherever_the_damage_is(tmp_path: Path) -> None:
+    shard = new_shard()
+    live(shard, [float(NOW_S)], 100, 1)
+    path = write_snapshot(shard, tmp_path, End(1, 0, None, 0, 0))
+    with path.open("rb") as file:
+        arrays = snapshot._read_meta(path, file).arrays
+    whole = path.read_bytes()
+    middles = [entry.offset + entry.size // 2 for entry in arrays if entry.size]
+    assert len(middles) == 5
+    for where in (3, 9, 14, 40, *middles):
+        data = bytearray(whole)
+        data[where] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(WalCorrupt):
+            recover(new_shard(), tmp_path)
+    path.write_bytes(whole[: middles[-1]])
+    with pytest.raises(WalCorrupt):
+        recover(new_shard(), tmp_path)
+    path.write_bytes(whole)
+    fresh = new_shard()
+    recover(fresh, tmp_path)
+    assert contents(fresh) == contents(shard)
+
+
+def test_a_snapshot_of_another_ring_is_refused_with_the_setting_to_mend(tmp_path: Path) -> None:
+    shard = new_shard()
+    live(shard, [float(NOW_S)], 50, 1)
+    write_snapshot(shard, tmp_path, End(1, 0, None, 0, 0))
+    other = msgspec.structs.replace(CONFIG, ring_events_max=7)
+    with pytest.raises(ConfigError, match="ring_events_max must stay 50"):
+        recover(Shard("0", KeyRange(0, HASH_SPACE), other), tmp_path)
 
 
 def test_a_corrupt_log_refuses_the_shard(tmp_path: Path) -> None:

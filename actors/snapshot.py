@@ -1,0 +1,202 @@
+"""A shard's state at one sequence number, as a file: the arenas' bytes themselves, checksummed.
+
+    magic 8s | crc u32 | bytes u32 | meta (msgpack) | zeros to a page | array | zeros | ...
+
+`crc` covers meta, and meta holds the crc of every array and where it lies. A snapshot is written
+beside the one before and renamed once it is durable; so there is always a whole one.
+"""
+
+from __future__ import annotations
+
+import os
+from io import BufferedReader
+from pathlib import Path
+from struct import Struct
+from typing import Any
+from zlib import crc32
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from actors import store_kernels as kernels
+from actors.catalogue import CatalogueDump
+from actors.recent import Answered, DecisionRecord
+from actors.state import ShardState
+from actors.wal import End, WalCorrupt, fsync_folder
+from cluster.errors import ConfigError
+
+VERSION = 1
+MAGIC = b"1HOPSNP\n"
+PAGE = 4096
+_HEAD = Struct("<8sII")
+CRC_BYTES = 1 << 20
+
+
+class _Array(msgspec.Struct, array_like=True):
+    """One array of the file: `offset` in bytes from its start."""
+
+    name: str
+    offset: int
+    size: int
+    crc: int
+
+
+class _Tenant(msgspec.Struct, array_like=True):
+    event_names: list[str]
+    catalogue: CatalogueDump
+
+
+class _Meta(msgspec.Struct, array_like=True):
+    """Everything of a snapshot that is no large array. New fields go to the end."""
+
+    version: int
+    next_seq: int
+    epoch: int
+    crc: int
+    ring_events_max: int
+    swept_to: int
+    tenants: dict[str, _Tenant]
+    loaded: dict[str, int]
+    answered: list[tuple[str, str, Answered]]
+    decisions: list[tuple[int, DecisionRecord]]
+    arrays: list[_Array]
+
+
+def snapshot_path(folder: Path, next_seq: int) -> Path:
+    return folder / f"snap-{next_seq:016x}.bin"
+
+
+def snapshots(folder: Path) -> list[Path]:
+    """Snapshot files, oldest first."""
+    return sorted(folder.glob("snap-*.bin"))
+
+
+def write_snapshot(state: ShardState, folder: Path, end: End) -> Path:
+    """Write the state as of `end`; returns the file, which is durable then."""
+    arrays = _arrays(state)
+    meta = _Meta(
+        VERSION,
+        end.next_seq,
+        end.epoch,
+        end.crc,
+        int(state.store.heap[kernels.RING_MAX]),
+        state.swept_to,
+        {
+            name: _Tenant(tenant.event_types.names, tenant.catalogue.dump())
+            for name, tenant in state.tenants.items()
+        },
+        state.loaded,
+        state.dedupe.entries(),
+        state.decisions.entries(),
+        [_Array(name, 0, array.nbytes, _crc(array)) for name, array in arrays.items()],
+    )
+    # Offsets depend on the size of meta, which depends on the offsets' digits: leave a page.
+    at = _page(_HEAD.size + len(msgspec.msgpack.encode(meta)) + PAGE)
+    for entry in meta.arrays:
+        entry.offset, at = at, _page(at + entry.size)
+    encoded = msgspec.msgpack.encode(meta)
+    path = snapshot_path(folder, end.next_seq)
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        file.write(_HEAD.pack(MAGIC, crc32(encoded), len(encoded)))
+        file.write(encoded)
+        for entry, array in zip(meta.arrays, arrays.values(), strict=True):
+            file.seek(entry.offset)
+            file.write(array.view(np.uint8).data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    fsync_folder(folder)
+    return path
+
+
+def read_snapshot(path: Path, state: ShardState) -> End:
+    """Fill an empty state; returns where the log goes on.
+
+    Raises WalCorrupt if the file can't be trusted, ConfigError if the settings do not fit it.
+    """
+    with path.open("rb") as file:
+        meta = _read_meta(path, file)
+        store = state.store
+        if meta.ring_events_max != store.heap[kernels.RING_MAX]:
+            raise ConfigError(
+                f"ring_events_max must stay {meta.ring_events_max} for the data in {path.parent}, "
+                f"got {int(store.heap[kernels.RING_MAX])}"
+            )
+        sizes = {entry.name: entry.size for entry in meta.arrays}
+        if sizes["rows"] > store.rows.nbytes or sizes["words"] > store.words.nbytes:
+            raise ConfigError(
+                f"profiles_max and profile_bytes_max must be >= {sizes['rows'] // 64} and "
+                f"{sizes['words']} for the data in {path.parent}"
+            )
+        limits = {slot: int(store.heap[slot]) for slot in (kernels.HEAP_LIMIT, kernels.ROWS_LIMIT)}
+        store.index = np.zeros(sizes["index"] // 4, np.int32)
+        store.old_index = np.zeros(sizes["old_index"] // 4, np.int32)
+        targets: dict[str, NDArray[Any]] = {
+            "heap": store.heap,
+            "index": store.index,
+            "old_index": store.old_index,
+            "rows": store.rows[: sizes["rows"] // 64],
+            "words": store.words[: sizes["words"] // 4],
+        }
+        for entry in meta.arrays:
+            _read_array(path, file, entry, targets[entry.name])
+        for slot, limit in limits.items():
+            store.heap[slot] = limit
+    for name, kept in meta.tenants.items():
+        tenant = state.tenant(name)
+        tenant.catalogue.load(kept.catalogue)
+        for event_name in kept.event_names:
+            tenant.event_types.number(event_name)
+    state.loaded.update(meta.loaded)
+    state.swept_to = meta.swept_to
+    for tenant_name, message_id, answered in meta.answered:
+        state.dedupe.add(tenant_name, message_id, answered)
+    for sequence, record in meta.decisions:
+        state.decisions.add(sequence, record)
+    return End(meta.next_seq, meta.epoch, None, 0, meta.crc)
+
+
+def _arrays(state: ShardState) -> dict[str, NDArray[Any]]:
+    store = state.store
+    return {
+        "heap": store.heap,
+        "index": store.index,
+        "old_index": store.old_index,
+        "rows": store.rows[: int(store.heap[kernels.ROWS_NEXT])],
+        "words": store.words[: int(store.heap[kernels.HEAP_NEXT])],
+    }
+
+
+def _read_meta(path: Path, file: BufferedReader) -> _Meta:
+    head = file.read(_HEAD.size)
+    if len(head) < _HEAD.size:
+        raise WalCorrupt(str(path), 0, "a snapshot is longer than its head")
+    magic, crc, size = _HEAD.unpack(head)
+    encoded = file.read(size)
+    if magic != MAGIC or len(encoded) != size or crc != crc32(encoded):
+        raise WalCorrupt(str(path), 0, "not a whole snapshot: its meta does not check")
+    meta = msgspec.msgpack.decode(encoded, type=_Meta)
+    if meta.version > VERSION:
+        raise WalCorrupt(str(path), 0, f"version must be <= {VERSION}, got {meta.version}")
+    return meta
+
+
+def _read_array(path: Path, file: BufferedReader, entry: _Array, target: NDArray[Any]) -> None:
+    file.seek(entry.offset)
+    read = file.readinto(target.view(np.uint8).data)
+    if read != entry.size or _crc(target) != entry.crc:
+        raise WalCorrupt(str(path), entry.offset, f"array {entry.name!r} does not check")
+
+
+def _crc(array: NDArray[Any]) -> int:
+    data = array.view(np.uint8).data
+    crc = 0
+    for start in range(0, len(data), CRC_BYTES):
+        crc = crc32(data[start : start + CRC_BYTES], crc)
+    return crc
+
+
+def _page(offset: int) -> int:
+    return -(-offset // PAGE) * PAGE
