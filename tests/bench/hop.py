@@ -15,6 +15,9 @@ request. All arms must give the same top ten for the same requests, before and a
     ws_each         as many sockets as `connections`, one message in flight each
     sdk             onehop's SDK straight to the owner; sdk_default with the engine
 
+These acknowledge from memory, as the Redis of the peers does. http_disk and sdk_disk are the same
+with onehop's default durability: acknowledged when it is on disk.
+
 `connections` is the number of requests in flight. Latency is measured in a closed loop by the
 load generator: wrk for HTTP, one Python process for the others. `cpu_us` is the CPU time of all
 of the arm's server processes per request, `load_cpu_us` the generator's, and `load_cores` how
@@ -27,8 +30,6 @@ ends the program.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import shutil
 import signal
 import statistics
@@ -53,6 +54,7 @@ from tests.bench.harness import (
     rounded,
     summary,
 )
+from tests.bench.hop_load import LoadGenerator
 from tests.bench.hop_work import RESULTS, Reference, body, ranked_ids, write_pool
 
 CONNECTIONS = (1, 16, 64)
@@ -91,6 +93,8 @@ ARMS = (
     Arm("sdk", "onehop", "sdk"),
     Arm("http_default", "onehop", "wrk", "default"),
     Arm("sdk_default", "onehop", "sdk", "default"),
+    Arm("http_disk", "onehop_disk", "wrk"),
+    Arm("sdk_disk", "onehop_disk", "sdk"),
 )
 RATIOS = (
     ("http", "textbook"),
@@ -103,6 +107,7 @@ RATIOS = (
     ("ws_each", "http"),
     ("sdk", "diy_strong"),
     ("http_default", "http"),
+    ("http_disk", "http"),
 )
 
 
@@ -229,6 +234,7 @@ class Bench:
         self._runs += 1
         port, pool = self._ports[arm.server], str(self._pool(arm.policy))
         prefix = f"{self._runs:08x}"
+        processes = self._servers[arm.server].processes()
         if arm.load == "wrk":
             command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(LUA)]
             command += ["--timeout", "10s", f"{LOOPBACK}:{port}", "--", pool, prefix]
@@ -237,11 +243,12 @@ class Bench:
             command += ["--port", str(port), "--home", str(self._homes[arm.server])]
             command += ["--pool", pool, "--prefix", prefix]
             command += ["--inflight", str(connections), "--seconds", str(seconds)]
-        processes = self._servers[arm.server].processes()
-        before_s = cpu_s(processes)
-        text, load_cpu_s = run(command, seconds + 30)
-        server_cpu_s = cpu_s(processes) - before_s
-        told = json.loads(text.strip().splitlines()[-1])
+        with LoadGenerator(command, arm.load != "wrk", seconds + 60) as generator:
+            before_s = cpu_s(processes)
+            generator.go()
+            told = generator.told()
+            server_cpu_s = cpu_s(processes) - before_s
+        load_cpu_s = told.get("cpu_s", generator.cpu_s)
         requests = told["requests"]
         if told["errors"] or not requests:
             raise RuntimeError(f"{arm.name} at {connections} connections: {told}")
@@ -264,27 +271,6 @@ def post(port: int, body: bytes) -> bytes:
     with urllib.request.urlopen(request, timeout=30) as answer:
         found: bytes = answer.read()
     return found
-
-
-def run(command: Sequence[str], timeout_s: float) -> tuple[str, float]:
-    """Standard output and CPU seconds of a program. Raises RuntimeError if it fails."""
-    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(command, stdout=output, stderr=errors)
-        alarm = time.monotonic() + timeout_s
-        while True:
-            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-            if pid:
-                process.returncode = os.waitstatus_to_exitcode(status)
-                break
-            if time.monotonic() > alarm:
-                process.kill()
-            time.sleep(0.02)
-        output.seek(0)
-        errors.seek(0)
-        text = output.read().decode()
-        if process.returncode:
-            raise RuntimeError(f"{command} ended with {process.returncode}: {errors.read()!r}")
-    return text, usage.ru_utime + usage.ru_stime
 
 
 Runs = dict[tuple[str, int], list[Measured]]
@@ -328,7 +314,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="one hop beside its peers")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--seconds", type=int, default=2, help="per measurement")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=4)
     parser.add_argument("--arms", default=",".join(arm.name for arm in ARMS))
     parser.add_argument("--connections", default=",".join(map(str, CONNECTIONS)))
     parser.add_argument("--seed", type=int, default=1)

@@ -17,6 +17,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from cluster.config import Config
 from serve.launch import launch, serve_environment
@@ -94,9 +95,9 @@ def serve_ray(port: int, seed: int, folder: Path, name: str) -> None:
     ray.shutdown()
 
 
-def serve_onehop(port: int, seed: int, folder: Path) -> None:
-    """onehop itself, with its defaults but port and folder; filled through its own API."""
-    with launch(Config(port=port, data_dir=str(folder))):
+def serve_onehop(port: int, seed: int, folder: Path, durability: Literal["disk", "memory"]) -> None:
+    """onehop itself, with its defaults but for what is named; filled through its own API."""
+    with launch(Config(port=port, data_dir=str(folder), durability=durability)):
         command = [sys.executable, "-m", "tests.bench.hop_client", "fill"]
         command += ["--port", str(port), "--seed", str(seed)]
         subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, check=True)
@@ -105,7 +106,8 @@ def serve_onehop(port: int, seed: int, folder: Path) -> None:
 
 
 ARMS: dict[str, Callable[[int, int, Path], None]] = {
-    "onehop": serve_onehop,
+    "onehop": lambda port, seed, folder: serve_onehop(port, seed, folder, "memory"),
+    "onehop_disk": lambda port, seed, folder: serve_onehop(port, seed, folder, "disk"),
     "noop": lambda port, seed, folder: serve_ray(port, seed, folder, "noop"),
     "textbook": lambda port, seed, folder: serve_ray(port, seed, folder, "textbook"),
     "flags": lambda port, seed, folder: serve_ray(port, seed, folder, "flags"),
