@@ -25,6 +25,9 @@ _BIND_ANYWHERE = re.compile(r"^(\s*bind\s+)\*?:(\d+)")
 _ADMIN_SOCKET = re.compile(r"^(\s*stats socket \S+ mode )666\b")
 _DROPPED = re.compile(r"^\s*(log 127\.0\.0\.1:514 |errorfile )")
 
+# Before Serve has told HAProxy of the application, it would say 404, as if for good.
+_NO_APPLICATION = re.compile(r"^(\s*http-request )return status 404 .*")
+
 # What HAProxy itself answers, but for bytes that are no HTTP: those it refuses in words of its
 # own, whatever one sets. Serve would have its 502 to 504 say 500; a caller has to know
 # that trying again helps.
@@ -55,6 +58,8 @@ def tightened(text: str, folder: str) -> str:
             continue
         if section in _INTERNAL_SECTIONS:
             line = _BIND_ANYWHERE.sub(r"\g<1>127.0.0.1:\2", line)
+        if section == "backend default_backend":
+            line = _NO_APPLICATION.sub(r"\g<1>deny deny_status 503", line)
         lines.append(_ADMIN_SOCKET.sub(r"\g<1>600", line))
         if line == "defaults":
             lines.append(f"    timeout http-request {REQUEST_HEAD_S}s")

@@ -9,6 +9,7 @@ Ray guards them with the token that it makes for each local cluster (RAY_AUTH_MO
 
 from __future__ import annotations
 
+import atexit
 import http.client
 import logging
 import math
@@ -44,7 +45,7 @@ OBJECT_STORE_BYTES = 1 << 30
 
 
 class Cluster:
-    """A running onehop. A context manager; `close` may be called twice.
+    """A running onehop. A context manager; `close` may be called twice, and is called at exit.
 
     address  base URL, "http://127.0.0.1:8000"
     keys     the first start's keys, or None if an operator made others
@@ -66,6 +67,7 @@ class Cluster:
         self._run_dir = run_dir
         self._before = before
         self._closed = False
+        atexit.register(self.close)
 
     def __enter__(self) -> Cluster:
         return self
@@ -83,6 +85,7 @@ class Cluster:
         if self._closed:
             return
         self._closed = True
+        atexit.unregister(self.close)
         import ray
 
         try:
@@ -157,6 +160,9 @@ def serve_environment(config: Config, run_dir: Path) -> dict[str, str]:
         # Serve kills a proxy that is not ready in time, and then fails: on a busy machine,
         # five seconds are not even enough to import it.
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": str(READY_S),
+        # Three failed checks until HAProxy is started anew: at the default of ten seconds, nobody
+        # is answered for half a minute.
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS": "0",
     }

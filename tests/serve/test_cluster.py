@@ -227,6 +227,25 @@ def test_a_killed_shard_comes_back_without_a_restart_of_the_gateway(cluster: Clu
     assert {call(cluster, "GET", f"/v1/items/{item}")[0] for _ in range(20)} == {200}
 
 
+@pytest.mark.parametrize("word", ["ray::ServeReplica", "haproxy.cfg"])
+def test_a_killed_gateway_or_haproxy_is_replaced_and_nobody_is_told_anything_final(
+    cluster: Cluster, word: str
+):
+    victim = named(word)[0]
+    os.kill(victim.pid, signal.SIGKILL)
+    deadline = time.monotonic() + HEALED_S
+    status = 0
+    message = {"userId": str(uuid4()), "messageId": str(uuid4()), "event": "Tried"}
+    while status != 200 or alive(victim):
+        assert time.monotonic() < deadline, status
+        try:
+            status, _ = call(cluster, "POST", "/v1/track", message)
+        except OSError:
+            status = 0  # nobody listens, or the connection was cut
+        assert status in (0, 200, 500, 503), status
+        time.sleep(0.05)
+
+
 def test_health_and_metrics_are_plain(cluster: Cluster):
     assert call(cluster, "GET", "/health/live", key="") == (200, {"status": "live"})
     assert call(cluster, "GET", "/health/ready", key="") == (200, {"status": "ready"})

@@ -44,6 +44,11 @@ def test_rays_own_template_still_has_what_is_rewritten():
     assert "bind 127.0.0.1:8404" in after
     assert "mode 600 level admin" in after
     assert "log 127.0.0.1:514" not in after
+    assert (
+        "return status 404"
+        not in after.partition("backend default_backend")[2].partition("backend")[0]
+    )
+    assert "http-request deny deny_status 503" in after
     assert "errorfile 503 /run/503.http" in after
     assert "timeout http-request 10s" in after
     assert "config.error_file_path }}" not in after
@@ -64,7 +69,9 @@ def test_the_real_haproxy_accepts_what_the_shim_writes(tmp_path: Path):
     write_answers(tmp_path)
     config = tmp_path / "haproxy.cfg"
     text = "global\ndefaults\n    mode http\n    timeout connect 1s\n    timeout client 1s\n"
-    text += "    timeout server 1s\nlisten stats\n    bind *:8404\n    stats enable\n"
+    text += "    timeout server 1s\nbackend default_backend\n"
+    text += "    http-request return status 404 content-type text/plain string x\n"
+    text += "listen stats\n    bind *:8404\n    stats enable\n"
     config.write_text(tightened(text, str(tmp_path)))
     checked = subprocess.run(
         [get_haproxy_binary(), "-c", "-f", config], capture_output=True, text=True, check=False
