@@ -14,15 +14,18 @@ from fastapi import FastAPI
 from ray import serve
 from starlette.middleware import Middleware
 
+from serve.fast_lane import send_answer
+from serve.problems import Answer as Answered
 from tests.bench.hop_peers import Answer, DecideRequest, Decision, Profiles, Ranked
 
 textbook_api = FastAPI()
 noop_api = FastAPI()
 
-NOOP_ANSWER = (
+NOOP_ANSWER = Answered(
+    200,
     b'{"decisions":[{"surface":"product","ranking":['
     + b",".join(b'{"id":"i%04d","score":1.2345678}' % i for i in range(10))
-    + b"]}]}"
+    + b"]}]}",
 )
 
 
@@ -69,7 +72,7 @@ def noop() -> Any:
 
 
 class NoopLane:
-    """ASGI middleware that reads the body of a decide call and answers a constant."""
+    """ASGI middleware that reads the body of a decide call and answers a constant, as ours does."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
@@ -80,12 +83,7 @@ class NoopLane:
             return
         while (await receive()).get("more_body"):
             pass
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(NOOP_ANSWER)),
-        ]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": NOOP_ANSWER})
+        await send_answer(NOOP_ANSWER, send)
 
 
 def noop_middlewares() -> list[Middleware]:

@@ -187,7 +187,7 @@ def metrics(data: Data, ranks: list[float]) -> dict[str, float]:
 
 
 def chosen_sessions(data: Data, cases_max: int) -> list[tuple[int, list[Case]]]:
-    """All sessions with their numbers, or a seeded sample of them with about `cases_max` cases, in order."""
+    """Sessions with their numbers: all, or a seeded sample of about `cases_max` cases, in order."""
     total = sum(len(s) for s in data.sessions)
     if not cases_max or total <= cases_max or data.kind == "pages":
         return list(enumerate(data.sessions))

@@ -105,7 +105,8 @@ def _clock_times(times: NDArray[np.float64]) -> NDArray[np.uint32]:
         return times.astype(np.uint32)
     span = max(float(times.max() - times.min()), 1.0)
     scale = min(1.0, (TIME_MAX_S - TIME_S) / span)
-    return (TIME_S + (times - times.min()) * scale).astype(np.uint32)
+    squeezed: NDArray[np.float64] = TIME_S + (times - times.min()) * scale
+    return squeezed.astype(np.uint32)
 
 
 def _leave_one_out(folder: Path) -> Data:
