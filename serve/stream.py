@@ -9,8 +9,10 @@ they became ready:
     <- [{"id": 2, "status": 200, "answer": {...}}]
     <- [{"id": 1, "status": 422, "problem": {...}}]
 
-A WebSocket message costs the server about as much as ten frames of the hop, so arrays are
-what makes a busy stream fast; replies that are ready in the same turn leave together.
+Arrays are what makes a busy stream fast: a decide alone in its message costs the gateway 15 us of
+Python, in an array of 16 it costs 8, and the system calls are shared too (HTTP: 16 us and all
+system calls). Replies that are ready in the same turn leave together. Callers that can should not
+offer permessage-deflate: compressing a reply costs more than making it.
 
 The key comes in the X-API-Key or Authorization header, as the second subprotocol beside
 "onehop" (browsers can't set headers), or as first message {"apiKey": "..."}.
