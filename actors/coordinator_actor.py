@@ -148,11 +148,11 @@ class CoordinatorActor:
         await self._started()
         return msgspec.json.encode(await self.model.versions.remote(tenant))
 
-    async def roll_back_model(self, tenant: str, name: str) -> bytes:
-        """Raises RequestError (404) if no such version is saved."""
+    async def roll_back_model(self, tenant: str, name: str) -> str | None:
+        """Name of the version that serves now; None if no version of that name is saved."""
         await self._started()
-        serving = await self.model.rollback.remote(tenant, name)
-        return msgspec.json.encode({"serving": serving})
+        serving: str | None = await self.model.rollback.remote(tenant, name)
+        return serving
 
     async def shutdown(self) -> None:
         if self.model is not None:

@@ -14,7 +14,7 @@ from actors.engine.base import Base
 from actors.engine.stacker import Sums
 from actors.model import Learner, Merger, Taken
 from cluster.config import Config
-from cluster.errors import Unavailable
+from cluster.errors import RequestError, Unavailable
 
 MODEL_ACTOR = "onehop-model"
 
@@ -71,8 +71,12 @@ class ModelActor:
     async def versions(self, tenant: str) -> dict[str, Any]:
         return self.merger.versions(tenant)
 
-    async def rollback(self, tenant: str, name: str) -> str:
-        return await self.merger.rollback(tenant, name)
+    async def rollback(self, tenant: str, name: str) -> str | None:
+        """The version that serves now; None if no version of that name is saved."""
+        try:
+            return await self.merger.rollback(tenant, name)
+        except RequestError:
+            return None
 
     async def stop(self) -> None:
         """End merging and save."""

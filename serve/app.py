@@ -52,6 +52,14 @@ class CoordinatorControl:
         status: bytes | None = await self._coordinator.import_status.remote(tenant, import_id)
         return status
 
+    async def model_versions(self, tenant: str) -> bytes:
+        versions: bytes = await self._coordinator.model_versions.remote(tenant)
+        return versions
+
+    async def roll_back_model(self, tenant: str, name: str) -> str | None:
+        serving: str | None = await self._coordinator.roll_back_model.remote(tenant, name)
+        return serving
+
 
 @ray_serve.deployment(name="gateway", max_ongoing_requests=ONGOING_MAX)
 @ray_serve.ingress(build_app)

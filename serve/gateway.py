@@ -79,6 +79,10 @@ class Control(Protocol):
 
     async def import_status(self, tenant: str, import_id: str) -> bytes | None: ...
 
+    async def model_versions(self, tenant: str) -> bytes: ...
+
+    async def roll_back_model(self, tenant: str, name: str) -> str | None: ...
+
 
 Named = Person | BatchItem
 """What names a person."""

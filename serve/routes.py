@@ -141,6 +141,18 @@ async def get_import(gateway: Gateway, caller: Caller, request: Request) -> Answ
     return Answer(200, status)
 
 
+async def get_models(gateway: Gateway, caller: Caller, request: Request) -> Answer:
+    return Answer(200, await gateway.control.model_versions(caller.tenant))
+
+
+async def roll_back_model(gateway: Gateway, caller: Caller, request: Request) -> Answer:
+    name: str = request.path_params["name"]
+    serving = await gateway.control.roll_back_model(caller.tenant, name)
+    if serving is None:
+        raise RequestError(404, "no such model version is saved", "name", repr(name))
+    return Answer(200, msgspec.json.encode({"serving": serving}))
+
+
 async def get_shards(gateway: Gateway, caller: Caller, request: Request) -> Answer:
     newer_than = request.query_params.get("newerThan", "")
     if newer_than.isdecimal() and len(newer_than) < 19:
@@ -188,6 +200,8 @@ ROUTES: tuple[tuple[str, str, Work], ...] = (
     ("GET", "/v1/decisions/{id}", get_decision),
     ("POST", "/v1/imports", post_import),
     ("GET", "/v1/imports/{id}", get_import),
+    ("GET", "/v1/models", get_models),
+    ("POST", "/v1/models/{name}:rollback", roll_back_model),
     ("GET", "/v1/shards", get_shards),
     ("GET", "/metrics", get_metrics),
 )

@@ -58,6 +58,12 @@ class FakeControl:
     async def import_status(self, tenant: str, import_id: str) -> bytes | None:
         return self.imports.get((tenant, import_id))
 
+    async def model_versions(self, tenant: str) -> bytes:
+        return msgspec.json.encode({"serving": "m2", "events": 5, "saved": ["m1", "m2"]})
+
+    async def roll_back_model(self, tenant: str, name: str) -> str | None:
+        return "m3" if name == "m1" else None
+
 
 class Edge(NamedTuple):
     """fast is the middleware over the app; plain is the app alone, as without Serve's hook."""

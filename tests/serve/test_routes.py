@@ -102,6 +102,16 @@ async def test_imports_are_started_and_looked_up(tmp_path: Path):
 
 
 @asynchronous
+async def test_models_are_listed_and_rolled_back(tmp_path: Path):
+    async with new_edge(tmp_path) as edge:
+        assert (await edge.call("GET", "/v1/models")).json["saved"] == ["m1", "m2"]
+        reply = await edge.call("POST", "/v1/models/m1:rollback")
+        assert (reply.status, reply.json) == (200, {"serving": "m3"})
+        reply = await edge.call("POST", "/v1/models/m9:rollback")
+        assert (reply.status, reply.json["field"]) == (404, "name")
+
+
+@asynchronous
 async def test_shards_are_the_map_with_counters(tmp_path: Path):
     async with new_edge(tmp_path, lambda op, meta, body: (200, b'{"profiles":3}')) as edge:
         answer = (await edge.call("GET", "/v1/shards")).json
