@@ -92,14 +92,21 @@ def build(history: History, n: int) -> Base:
 
 
 @njit(cache=True, nogil=True)
-def _places(starts: Any, items: Any, n: int) -> Any:
-    """Where each item occurs: offsets [n + 1], places [E] and their sequences [E]."""
-    events = items.shape[0]
+def _offsets(items: Any, n: int) -> Any:
+    """Where each item's places start if places are grouped by item, int64 [n + 1]."""
     at = np.zeros(n + 1, np.int64)
-    for p in range(events):
+    for p in range(items.shape[0]):
         at[items[p] + 1] += 1
     for i in range(n):
         at[i + 1] += at[i]
+    return at
+
+
+@njit(cache=True, nogil=True)
+def _places(starts: Any, items: Any, n: int) -> Any:
+    """Where each item occurs: offsets [n + 1], places [E] and their sequences [E]."""
+    events = items.shape[0]
+    at = _offsets(items, n)
     places = np.empty(events, np.int64)
     sequences = np.empty(events, np.int64)
     cursor = at[:-1].copy()
@@ -113,11 +120,32 @@ def _places(starts: Any, items: Any, n: int) -> Any:
 
 
 @njit(cache=True, nogil=True)
+def _bounded_places(starts: Any, items: Any, n: int, direction: int) -> Any:
+    """Where each item occurs: offsets [n + 1], places [E], and where its sequence stops [E].
+
+    In a kernel that walks from every place this saves it two far reads of `starts` each time.
+    """
+    events = items.shape[0]
+    at = _offsets(items, n)
+    places = np.empty(events, np.int64)
+    stops = np.empty(events, np.int64)
+    cursor = at[:-1].copy()
+    for s in range(starts.shape[0] - 1):
+        stop = starts[s + 1] if direction > 0 else starts[s] - 1
+        for p in range(starts[s], starts[s + 1]):
+            o = cursor[items[p]]
+            places[o] = p
+            stops[o] = stop
+            cursor[items[p]] = o + 1
+    return at, places, stops
+
+
+@njit(cache=True, nogil=True)
 def _links(
     starts: Any, items: Any, n: int, steps: int, decay: float, kept_max: int, direction: int
 ) -> Any:
     """The arrays of Links: what comes after each item (direction 1) or before it (-1)."""
-    at, places, sequences = _places(starts, items, n)
+    at, places, stops = _bounded_places(starts, items, n, direction)
     totals = np.zeros((n, 2), np.float32)
     indptr = np.zeros(n + 1, np.int64)
     weight_of = np.zeros(n, np.float32)
@@ -126,27 +154,29 @@ def _links(
     out_items = np.empty(1024, np.int32)
     out_weights = np.empty(1024, np.float32)
     out_direct = np.empty(1024, np.float32)
+    weights = np.float32(decay) ** np.arange(steps).astype(np.float32)
     filled = 0
     for item in range(n):
         found = 0
+        total = np.float32(0.0)
+        direct = 0
         for o in range(at[item], at[item + 1]):
-            s = sequences[o]
-            weight = np.float32(1.0)
             p = places[o] + direction
-            for step in range(steps):
-                if p < starts[s] or p >= starts[s + 1]:
-                    break
+            near = min(steps, (stops[o] - p) * direction)
+            if near <= 0:
+                continue
+            direct_of[items[p]] += np.float32(1.0)
+            direct += 1
+            for step in range(near):
                 other = items[p]
                 if weight_of[other] == 0.0:
                     seen[found] = other
                     found += 1
-                weight_of[other] += weight
-                totals[item, 0] += weight
-                if step == 0:
-                    direct_of[other] += np.float32(1.0)
-                    totals[item, 1] += np.float32(1.0)
-                weight *= np.float32(decay)
+                weight_of[other] += weights[step]
+                total += weights[step]
                 p += direction
+        totals[item, 0] = total
+        totals[item, 1] = direct
         # What weighs as much as the lightest kept entry is kept in order of first appearance.
         kept = min(found, kept_max)
         lightest = np.float32(0.0)
