@@ -40,7 +40,7 @@ from tests.bench.warm_start_peers import read_table_s, redis_raw_s, redis_s
 
 READS = 3
 """Bare reads per repeat."""
-POLL_S = 0.01
+POLL_S = 0.05
 SAMPLE_S = 0.2
 PACKAGES = ("pyarrow", "numpy", "numba", "ray", "redis", "hiredis", "redis-server")
 
