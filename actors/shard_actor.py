@@ -58,6 +58,7 @@ class ShardActor:
         self.compacter: asyncio.Task[None] | None = None
         self.life = secrets.token_hex(8)
         self.taken_at = 0
+        self.tuning: asyncio.Task[None] | None = None
 
     async def start(self) -> bytes:
         """Compile the kernels, listen, and say where; `Started` as msgpack. Idempotent."""
@@ -139,8 +140,13 @@ class ShardActor:
         return numbers
 
     async def end_load(self, tenant: str) -> None:
-        """A warm start is over: let the engine build what it learned."""
-        self.shard.tenant(tenant).engine.consolidate()
+        """A warm start is over: let the engine build what it learned.
+
+        How far to trust which component it learns beside serving, and not before the answer.
+        """
+        engine = self.shard.tenant(tenant).engine
+        engine.consolidate()
+        self.tuning = asyncio.create_task(asyncio.to_thread(engine.tune))
 
     async def take_deltas(self, known_life: str) -> Taken:
         """What the engines learned since this was last asked; for the model actor."""

@@ -50,12 +50,14 @@ def warm_up(config: Config) -> None:
         "warm-up",
         {
             "key_hi": np.zeros(2, np.int64),
-            "key_lo": np.arange(2),
+            "key_lo": np.zeros(2, np.int64),
             "item": np.zeros(2, np.int32),
             "type": np.ones(2, np.uint8),
             "value": np.zeros(2, np.float32),
             "time": np.full(2, 1_700_000_000, np.uint32),
         },
     )
-    shard.tenant("warm-up").engine.consolidate()
+    engine = shard.tenant("warm-up").engine
+    engine.consolidate()
+    engine.tune()
     shard.sweep()

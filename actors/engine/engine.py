@@ -15,13 +15,19 @@ from numpy.typing import NDArray
 from actors.engine import base as bases
 from actors.engine import delta, history, kernels, scoring, tuning
 from actors.engine.base import Base
+from actors.engine.build import Build
 from actors.engine.candidates import Candidates, Live
 from actors.engine.history import History
 from actors.engine.interface import Items, People, Ranking
 from actors.engine.stacker import Stacker, Sums
 
 LOG_EVENTS = 1 << 18
-"""Events that the log holds; at half of it the base is built anew, whatever it costs."""
+"""Events that the log holds; at half of it decisions wait for a new base."""
+BUILD_EVERY = 64
+"""Events between two looks at whether a new base is due."""
+BUILD_EVENTS_MIN = 1024
+BUILD_SHARE = 8
+"""A new base is due after so many events, and 1/BUILD_SHARE of the history: 3 us per event."""
 POPULAR_EVERY = 1024
 """Events between two looks at which items are the most popular."""
 TUNE_EVERY = 32
@@ -71,6 +77,8 @@ class NextAction:
         self._base = bases.build(history.empty(), 0)
         self._name = "0"
         self._pending: list[tuning.Stream] = []
+        # Batches that are in the base here, but in no delta yet.
+        self._untaken: list[History] = []
         self._untuned: tuple[History, tuning.Stream] | None = None
         # Zeroed memory costs nothing until it is touched.
         self._live = Live(
@@ -90,6 +98,7 @@ class NextAction:
         self._logits = np.zeros(kernels.CANDIDATES_MAX, np.float32)
         self._recent = np.zeros(RING_MAX, np.int32)
         self._out = scoring.new_results(RESULTS_MAX)
+        self._build: Build | None = None
         self._marks: dict[int, tuple[int, Sums]] = {}
         self._deltas = 0
         self._taken_sums = self.stacker.sums()
@@ -102,8 +111,8 @@ class NextAction:
     def learn(self, row: int, item: int, event_type: int, value: float, now_s: int) -> None:
         live, state = self._live, self._state
         position = int(state[delta.NEXT])
-        if position - int(state[delta.INCLUDED]) >= LOG_EVENTS // 2:
-            self.consolidate()
+        if position % BUILD_EVERY == 0:
+            self._renew(position)
         if position % TUNE_EVERY == 0 and row >= 0:
             self._teach(row, item)
         key = int(self._keys[row]) if row >= 0 else 0
@@ -214,8 +223,44 @@ class NextAction:
 
     # Building and exchanging bases.
 
+    def _renew(self, position: int) -> None:
+        """Swap in a base that is ready; begin one when enough has come since the last."""
+        if self._build is not None and self._build.done:
+            self._swap(self._build)
+        fresh = position - int(self._state[delta.INCLUDED])
+        if fresh >= LOG_EVENTS // 2:
+            self.settle()
+        elif self._deltas == 0 and self._build is None and self._due(fresh):
+            self._build = self._new_build()
+            self._build.start()
+
+    def _due(self, fresh: int) -> bool:
+        """Whether `fresh` events on top of the base are enough for a new one."""
+        return fresh >= max(BUILD_EVENTS_MIN, len(self._base.history.items) // BUILD_SHARE)
+
+    def _swap(self, build: Build) -> None:
+        base = build.result()
+        self._build = None
+        self._set_base(base, build.included)
+        self._name = f"local-{build.included}-{len(base.history.items)}"
+
+    def settle(self) -> None:
+        """Wait for a base that is being built, or build one if much is missing; answer from it."""
+        if self._build is None:
+            fresh = int(self._state[delta.NEXT]) - int(self._state[delta.INCLUDED])
+            if not self._due(fresh):
+                return
+            self._build = self._new_build()
+        self._swap(self._build)
+
     def consolidate(self) -> None:
         """Build the base over all that was learned. Takes 0.3 s per million events of history."""
+        if self._build is not None:
+            self._swap(self._build)
+        self._swap(self._new_build())
+
+    def _new_build(self) -> Build:
+        """A build of all that was learned up to now; `learn_batch` events are now its own."""
         parts = [self._base.history]
         if self._pending:
             stream = tuning.Stream(
@@ -223,12 +268,11 @@ class NextAction:
             )
             self._pending = []
             parts.append(self._sequences(stream))
+            self._untaken.append(parts[-1])
             self._untuned = (self._base.history, stream)
         included, stop = int(self._state[delta.INCLUDED]), int(self._state[delta.NEXT])
         parts.append(delta.events(self._live.log, included, stop))
-        merged = history.merge(parts, self._events_max)
-        self._set_base(bases.build(merged, self._items.n), stop)
-        self._name = f"local-{stop}-{len(merged.items)}"
+        return Build(parts, self._events_max, self._items.n, stop)
 
     def _sequences(self, stream: tuning.Stream) -> History:
         people = int(stream.rows.max()) + 1
@@ -259,10 +303,11 @@ class NextAction:
         # The base must end where the tail starts, or the answers would be known beforehand.
         merged = history.merge([known, self._sequences(stream.head(start))], self._events_max)
         before = bases.build(merged, self._items.n)
-        stacker = Stacker(kernels.PRIOR)
-        stacker.install(self.stacker.sums())
+        stacker, sums = Stacker(kernels.PRIOR), self.stacker.sums()
+        stacker.install(sums)
         tuning.tune(stacker, before, stream, start, self._items.attribute_ids, self._items.n)
-        self.stacker.install(stacker.sums())
+        # What live events taught meanwhile stays.
+        self.stacker.install(self.stacker.sums().plus(stacker.sums().minus(sums)))
 
     def _set_base(self, base: Base, included: int) -> None:
         """Answer from `base`, which holds the log's events before position `included`."""
@@ -286,7 +331,8 @@ class NextAction:
         """What was learned since the last `take_delta`, to be merged with other shards'."""
         first = max(int(self._state[delta.TAKEN]), int(self._state[delta.NEXT]) - LOG_EVENTS)
         stop = int(self._state[delta.NEXT])
-        parts = [self._sequences(stream) for stream in self._pending]
+        parts = [*self._untaken, *(self._sequences(stream) for stream in self._pending)]
+        self._untaken = []
         self._pending = []
         parts.append(delta.events(self._live.log, first, stop))
         sums = self.stacker.sums()
@@ -313,11 +359,10 @@ class NextAction:
                 own = own.plus(change)
         self.stacker.install(sums.plus(own))
         self._taken_sums = self.stacker.sums().minus(own)
+        # A build from before would bring an older base back; its events are in a delta.
+        self._build = None
         self._set_base(base, max(position, int(self._state[delta.NEXT]) - LOG_EVENTS))
         self._name = name
-
-    def settle(self) -> None:
-        """Wait for a base that is being built in the background, and answer from it."""
 
     def save(self) -> dict[str, NDArray[np.generic]]:
         """The learned state as named arrays; consolidates first. `restore` is its inverse."""

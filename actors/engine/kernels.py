@@ -30,8 +30,27 @@ PREVIOUS = 8  # it is the one before
 POPULAR = 9  # share of all events
 POPULAR_NOW = 10  # share of the newest events
 LIKED = 11  # shares attributes with the person's recent items
-FEATURES = 12
-FEATURE_NAMES = (
+EVIDENCE = 12
+# Products of two features: evidence that counts less (or more) as it grows, or on what the
+# person has already acted on, or on what is popular anyway.
+PRODUCTS = (
+    (AFTER, AFTER),
+    (DIRECT, DIRECT),
+    (NEIGHBOURS, NEIGHBOURS),
+    (BEFORE, BEFORE),
+    (POPULAR, POPULAR),
+    (AFTER, NEIGHBOURS),
+    (AFTER, POPULAR),
+    (AFTER, OWN_COUNT),
+    (NEIGHBOURS, OWN_COUNT),
+    (BEFORE, OWN_COUNT),
+)
+FEATURES = EVIDENCE + len(PRODUCTS)
+LOG_MAX = np.float32(7.0)
+"""About the largest value of an evidence feature, log(1 + 1 / FLOOR): products are over it."""
+POPULAR_MIDDLE = np.float32(8.0)
+"""Brings the logarithm of popularity near 0 before it is multiplied."""
+_EVIDENCE_NAMES = (
     "transitions",
     "directTransitions",
     "neighbours",
@@ -45,8 +64,12 @@ FEATURE_NAMES = (
     "recentPopularity",
     "attributes",
 )
+FEATURE_NAMES = _EVIDENCE_NAMES + tuple(
+    f"{_EVIDENCE_NAMES[a]}*{_EVIDENCE_NAMES[b]}" for a, b in PRODUCTS
+)
 # Where learning starts: rounded means over public sets; see tests/bench/quality.json.
-PRIOR = np.array([0.4, 0.15, 0.4, 0.1, 0.3, 0.0, 0.5, 0.0, 0.2, -0.4, 0.3, 0.1])
+PRIOR = np.zeros(FEATURES)
+PRIOR[:EVIDENCE] = 0.4, 0.15, 0.4, 0.1, 0.3, 0.0, 0.5, 0.0, 0.2, -0.4, 0.3, 0.1
 
 CANDIDATES_MAX = 4096
 RECENT_MAX = 20
@@ -99,7 +122,7 @@ def add_candidate(item: Any, of: Any, items: Any, evidence: Any, n: Any) -> Any:
         return -1
     of[item] = slot
     items[slot] = item
-    for feature in range(evidence.shape[0]):
+    for feature in range(EVIDENCE):
         evidence[feature, slot] = 0.0
     n[0] = slot + 1
     return slot
@@ -364,6 +387,20 @@ def to_features(
         evidence[POPULAR_NOW, c] = math.log(
             (recent_counts[item] + np.float32(0.5)) * inverse_recent
         )
+    over = np.float32(1.0) / LOG_MAX
+    row = EVIDENCE
+    for a, b in PRODUCTS:
+        for c in range(n):
+            x = evidence[a, c]
+            y = evidence[b, c]
+            if b == OWN_COUNT:
+                y = LOG_MAX if y > 0.0 else np.float32(0.0)
+            elif b == POPULAR:
+                y += POPULAR_MIDDLE
+                if a == POPULAR:
+                    x = y
+            evidence[row, c] = x * y * over
+        row += 1
 
 
 @njit(cache=True, nogil=True)
