@@ -323,6 +323,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     unknown = set(wanted) - {arm.name for arm in ARMS}
     if unknown:
         parser.error(f"--arms must be of {', '.join(a.name for a in ARMS)}, got {unknown}")
+    if shutil.which("wrk") is None:
+        parser.error("wrk is not installed: apt-get install wrk")
     arms = [arm for arm in ARMS if arm.name in wanted]
     connections = [int(text) for text in flags.connections.split(",")]
     adopt_orphans()
@@ -342,7 +344,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         bench.check_all()
     finally:
         bench.stop()
-    shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
     report("hop", flags.seed, rows_of(runs), ratios_of(runs), PACKAGES, flags.json)
 
 
