@@ -43,7 +43,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     address: str = ""
     """Ray cluster to join; empty starts one on this machine."""
     data_dir: str = "~/.onehop"
-    """Where keys and the cluster's secret are kept, readable by their owner only."""
+    """Keys, logs and all else that is kept; made with access for its owner only."""
     keys_file: str = ""
     """Keys of all tenants; empty means `data_dir`/keys.json."""
 
