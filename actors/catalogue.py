@@ -19,6 +19,7 @@ from cluster.errors import RequestError
 
 CATEGORIES_MAX = 4
 """Text attributes per item over which affinities are learned; further ones only filter."""
+COLUMNS_MAX = 64
 NONE = -1
 
 
@@ -30,6 +31,31 @@ class CatalogueDump(msgspec.Struct, frozen=True, array_like=True):
 
     attributes: list[str] = []
     items: list[tuple[str, bytes]] = []
+
+
+class Column:
+    """One attribute of all items, for filters. Text has a code from 1 on; a bool counts as 0 or 1.
+
+    codes      int32 [items_max], 0 where the attribute is no text
+    numbers    float64 [items_max]; is_number uint8 [items_max], 0 where it is no number
+    """
+
+    def __init__(self, items_max: int) -> None:
+        self.codes: NDArray[np.int32] = reserve(np.int32, items_max)
+        self.numbers: NDArray[np.float64] = reserve(np.float64, items_max)
+        self.is_number: NDArray[np.uint8] = reserve(np.uint8, items_max)
+        self.numbers_of_text: dict[str, int] = {}
+
+    def set(self, item: int, value: str | float | bool | None) -> None:
+        """Replace an item's value; None removes it."""
+        self.codes[item] = 0
+        self.is_number[item] = 0
+        if isinstance(value, str):
+            code = self.numbers_of_text.setdefault(value, len(self.numbers_of_text) + 1)
+            self.codes[item] = code
+        elif value is not None:
+            self.numbers[item] = value
+            self.is_number[item] = 1
 
 
 class Catalogue:
@@ -51,6 +77,8 @@ class Catalogue:
             np.int32, items_max * CATEGORIES_MAX
         ).reshape(items_max, CATEGORIES_MAX)
         self.embeddings: NDArray[np.float32] | None = None
+        self.columns: dict[str, Column] = {}
+        """Attributes by name, for filters."""
         self.version = 0
         self._documents: list[bytes] = []
         self._attribute_numbers: dict[str, int] = {}
@@ -78,6 +106,15 @@ class Catalogue:
                 str(len(item.attributes)),
                 f"at most {ITEM_ATTRIBUTES_MAX}",
             )
+        new = item.attributes.keys() - self.columns.keys()
+        if len(self.columns) + len(new) > COLUMNS_MAX:
+            raise RequestError(
+                422,
+                "the catalogue has too many different attributes",
+                "attributes",
+                ", ".join(sorted(new)),
+                f"at most {COLUMNS_MAX} names in all",
+            )
         if item.id not in self.numbers and len(self) >= self.items_max:
             raise RequestError(
                 422, "the catalogue is full", "id", repr(item.id), f"at most {self.items_max} items"
@@ -99,6 +136,11 @@ class Catalogue:
         self._documents[number] = msgspec.json.encode(item)
         self.alive[number] = 1
         named = [f"{k}={v}" for k, v in item.attributes.items() if isinstance(v, str)]
+        for name, column in self.columns.items():
+            column.set(number, item.attributes.get(name))
+        for name in item.attributes.keys() - self.columns.keys():
+            self.columns[name] = Column(self.items_max)
+            self.columns[name].set(number, item.attributes[name])
         self.attribute_ids[number] = NONE
         for slot, name in enumerate(named[:CATEGORIES_MAX]):
             self.attribute_ids[number, slot] = self._attribute(name)
@@ -126,6 +168,8 @@ class Catalogue:
         self.alive[number] = 0
         self._documents[number] = b""
         self.attribute_ids[number] = NONE
+        for column in self.columns.values():
+            column.set(number, None)
         if self.embeddings is not None:
             self.embeddings[number] = 0.0
         self.version += 1

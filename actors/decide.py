@@ -9,7 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.engine.interface import Ranking
+from actors.engine.kernels import FEATURE_NAMES
 from actors.messages import Decision, DecisionSpec, Ranked, Rejected
+from actors.rules import Filling, Place, Rules, check_rules
+from actors.store import ProfileStore
 from actors.tenant import Tenant
 
 _NO_ITEMS: NDArray[np.int32] = np.zeros(0, np.int32)
@@ -26,17 +29,22 @@ class Planned(NamedTuple):
     candidates: NDArray[np.int32] | None
     excluded: NDArray[np.int32]
     rejected: list[Rejected]
+    rules: Rules | None
 
 
-def plan(tenant: Tenant, spec: DecisionSpec) -> Planned:
-    """Numbers for the ids of a decision; an unknown candidate is rejected by rule."""
+def plan(tenant: Tenant, spec: DecisionSpec, field: str) -> Planned:
+    """Numbers for the ids of a decision; an unknown candidate is rejected by rule.
+
+    Raises RequestError if a rule can't be read; `field` is where the spec stands.
+    """
+    rules = check_rules(tenant, spec, field)
     numbers = tenant.catalogue.numbers
     excluded = _NO_ITEMS
     if spec.excluded_actions:
         known = [numbers[i] for i in spec.excluded_actions if i in numbers]
         excluded = np.array(known, np.int32)
     if spec.actions is None:
-        return Planned(spec, None, excluded, [])
+        return Planned(spec, None, excluded, [], rules)
     # Most requests name known items by plain strings: look them all up in one go.
     found: list[Any] = list(map(numbers.get, spec.actions))  # type: ignore[arg-type]
     rejected: list[Rejected] = []
@@ -50,45 +58,92 @@ def plan(tenant: Tenant, spec: DecisionSpec) -> Planned:
         ]
         found = [number for number in found if number is not None]
     candidates = np.frombuffer(array("i", found), np.int32) if found else _NO_ITEMS
-    return Planned(spec, candidates, excluded, rejected)
+    return Planned(spec, candidates, excluded, rejected, rules)
 
 
-def decide(tenant: Tenant, decision_id: str, planned: Planned, row: int, now_s: int) -> Decision:
-    """Make one planned decision for the person at `row` (-1: no profile)."""
-    ranking = _rank(tenant, planned, planned.candidates, row, now_s)
+def decide(
+    tenant: Tenant,
+    decision_id: str,
+    planned: Planned,
+    who: Who,
+    explain: bool,
+) -> Decision:
+    """Make one planned decision."""
+    spec = planned.spec
+    if who.row >= 0 and spec.exclude_bought:
+        bought = who.store.bought(who.row)
+        if len(bought):
+            planned = planned._replace(excluded=np.concatenate([planned.excluded, bought]))
+    rejected = planned.rejected
+    if planned.rules is None:
+        places = _places(_rank_once(tenant, planned, who))
+    else:
+
+        def rank(candidates: NDArray[np.int32] | None, k: int) -> Ranking:
+            return _rank(tenant, planned, candidates, k, who)
+
+        candidates = (
+            planned.candidates if planned.candidates is None else np.unique(planned.candidates)
+        )
+        filling = Filling(tenant, spec, planned.rules, candidates, rank, who.rng)
+        places = filling.fill()
+        rejected = rejected + filling.rejected
+    ids = tenant.catalogue.ids
+    ranked = [Ranked(ids[p.item], p.score, p.probability, p.reason) for p in places]
+    if explain:
+        _explain(tenant, spec, who.row, places, ranked)
+    policy = tenant.vector if spec.policy == "vector" else tenant.engine
+    return Decision(decision_id, spec.surface, policy.policy_id, policy.version, ranked, rejected)
+
+
+class Who(NamedTuple):
+    """For whom and when a decision is made. row -1: somebody without a profile."""
+
+    store: ProfileStore
+    row: int
+    now_s: int
+    rng: np.random.Generator
+
+
+def _rank_once(tenant: Tenant, planned: Planned, who: Who) -> Ranking:
+    """The best of the candidates, each named once."""
+    k = planned.spec.num_results
+    ranking = _rank(tenant, planned, planned.candidates, k, who)
     items = ranking.items.tolist()
     if planned.candidates is not None and len(set(items)) < len(items):
         # Only a repeat among the best shows in the answer, so only then it is worth a second look.
-        ranking = _rank(tenant, planned, np.unique(planned.candidates), row, now_s)
-        items = ranking.items.tolist()
-    ids = tenant.catalogue.ids
-    scores = ranking.scores.tolist()
-    if len(ranking.probabilities):
-        ranked = [
-            Ranked(ids[item], score, probability)
-            for item, score, probability in zip(
-                items, scores, ranking.probabilities.tolist(), strict=True
-            )
-        ]
-    else:
-        ranked = [Ranked(ids[item], score) for item, score in zip(items, scores, strict=True)]
-    spec = planned.spec
-    policy = tenant.vector if spec.policy == "vector" else tenant.engine
-    return Decision(
-        decision_id, spec.surface, policy.policy_id, policy.version, ranked, planned.rejected
-    )
+        ranking = _rank(tenant, planned, np.unique(planned.candidates), k, who)
+    return ranking
+
+
+def _places(ranking: Ranking) -> list[Place]:
+    items, scores = ranking.items.tolist(), ranking.scores.tolist()
+    chances = ranking.probabilities.tolist() or [None] * len(items)
+    return [Place(*entry, None) for entry in zip(items, scores, chances, strict=True)]
+
+
+def _explain(
+    tenant: Tenant, spec: DecisionSpec, row: int, places: list[Place], ranked: list[Ranked]
+) -> None:
+    """Tell of every result what its score is made of; the parts add up to it."""
+    if spec.policy == "vector":
+        for entry in ranked:
+            entry.explanation = {"vector": entry.score}
+        return
+    parts = tenant.engine.explain(row, np.array([place.item for place in places], np.int32))
+    for entry, values in zip(ranked, parts.tolist(), strict=True):
+        named = zip(FEATURE_NAMES, values, strict=True)
+        entry.explanation = {name: value for name, value in named if value != 0.0}
 
 
 def _rank(
-    tenant: Tenant, planned: Planned, candidates: NDArray[np.int32] | None, row: int, now_s: int
+    tenant: Tenant, planned: Planned, candidates: NDArray[np.int32] | None, k: int, who: Who
 ) -> Ranking:
     spec = planned.spec
     if spec.policy == "vector":
-        return tenant.vector.rank(row, candidates, spec.num_results, planned.excluded)
+        return tenant.vector.rank(who.row, candidates, k, planned.excluded)
     exclude_seen = spec.exclude_seen
     if exclude_seen is None:
         # Content is read once; a product seen lately may be what the person comes back for.
         exclude_seen = spec.surface == "content"
-    return tenant.engine.rank(
-        row, candidates, spec.num_results, now_s, planned.excluded, exclude_seen
-    )
+    return tenant.engine.rank(who.row, candidates, k, who.now_s, planned.excluded, exclude_seen)

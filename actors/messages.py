@@ -66,11 +66,37 @@ class Action(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     id: Name
 
 
+class Promotion(Strict):
+    """A share of the results that goes to items which pass a filter, if there are any."""
+
+    name: Name
+    filter: str
+    percent_promoted_items: Annotated[int, Meta(ge=1, le=100)]
+
+
+class Diversity(Strict):
+    """At most `max` results with the same value of the attribute `by`."""
+
+    by: Name
+    max: Annotated[int, Meta(ge=1, le=RESULTS_MAX)] = 1
+
+
+class Pin(Strict):
+    """An item that stands at a place of the results, 1 = the first, whatever its score."""
+
+    id: Name
+    position: Annotated[int, Meta(ge=1, le=RESULTS_MAX)]
+
+
 class DecisionSpec(Strict):
     """What is to be decided. Without `actions` the whole catalogue is ranked.
 
-    policy        "default" (the engine) or "vector"
-    exclude_seen  True leaves out what the person has seen lately; None = the surface's rule
+    policy          "default" (the engine) or "vector"
+    exclude_seen    True leaves out what the person has seen lately; None = the surface's rule
+    exclude_bought  leaves out what the person has bought lately
+    filter          as in `actors.filters`; filter_values fill in its $names
+    rotation        0 = the best order; the nearer to 1, the more a reload differs from the last
+    exploration     share of the results that goes to items with few events yet
     """
 
     surface: Surface
@@ -79,6 +105,14 @@ class DecisionSpec(Strict):
     num_results: Annotated[int, Meta(ge=1, le=RESULTS_MAX)] = 10
     policy: Literal["default", "vector"] = "default"
     exclude_seen: bool | None = None
+    exclude_bought: bool = True
+    filter: str | None = None
+    filter_values: dict[str, str | float | bool | list[str | float | bool]] = {}
+    promotions: Annotated[list[Promotion], Meta(max_length=4)] = []
+    diversity: Diversity | None = None
+    pins: Annotated[list[Pin], Meta(max_length=20)] = []
+    rotation: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
+    exploration: Annotated[float, Meta(ge=0.0, le=0.5)] = 0.0
 
 
 class DecideRequest(Strict):
@@ -174,6 +208,10 @@ class Ranked(Wire):
     id: str
     score: float
     probability: float | None = None
+    reason: str | None = None
+    """Why it stands here, if not for its score: "pinned", "promoted: NAME" or "explored"."""
+    explanation: dict[str, float] | None = None
+    """On request: what each component added to the score."""
 
 
 class Rejected(Wire):

@@ -14,10 +14,11 @@ from time import perf_counter_ns, time
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from actors import records
 from actors.checked import check_event, decode, refusal
-from actors.decide import decide, plan
+from actors.decide import Who, decide, plan
 from actors.messages import (
     DecideAnswer,
     DecideRequest,
@@ -79,6 +80,7 @@ class Shard(ShardState):
         super().__init__(shard_id, key_range, config, epoch, now)
         self.stages = Stages()
         # Sequence numbers of decisions: a random start keeps them apart across restarts.
+        self._rng = np.random.default_rng()
         self._sequence = secrets.randbits(24) << 36
         self._encode = msgspec.json.Encoder().encode
         self._decide_decoder = msgspec.json.Decoder(DecideRequest)
@@ -148,15 +150,18 @@ class Shard(ShardState):
             check_event(tenant, event, request.sent_at, now_s, future_s, f"events[{i}].")
             for i, event in enumerate(request.events)
         ]
-        planned = [plan(tenant, spec) for spec in request.decisions]
+        planned = [
+            plan(tenant, spec, f"decisions[{i}].") for i, spec in enumerate(request.decisions)
+        ]
         session = hash_session(request.session_id)
         row = self.apply_events(tenant, key, applied, session)
         applied_ns = perf_counter_ns()
         first = self._sequence
         self._sequence += 16
         place = key[:8].hex()
+        who = Who(self.store, row, int(now_s), self._rng)
         decisions = [
-            decide(tenant, f"{place}{first + i:016x}", one, row, int(now_s))
+            decide(tenant, f"{place}{first + i:016x}", one, who, request.explain)
             for i, one in enumerate(planned)
         ]
         scored_ns = perf_counter_ns()

@@ -24,6 +24,7 @@ _PACK_KEY = Struct(">qq").pack
 # Linux's MAP_NORESERVE, which Python 3.11 does not name.
 _MAP_NORESERVE = 0x4000
 INDEX_SLOTS_MIN = 1 << 10
+_NOTHING: NDArray[np.int32] = np.zeros(0, np.int32)
 _WEIGHTS = np.array(WEIGHTS, np.float32)
 EXPIRE_ROWS = 1 << 16
 
@@ -64,6 +65,7 @@ class ProfileStore:
         slow_half_life_s: float = 14 * 86400.0,
     ) -> None:
         self.rows = reserve(ROW, profiles_max)
+        self._flags = self.rows["flags"]
         words_max = min(profile_bytes_max // 4, (1 << 32) - 1)
         self.words: NDArray[np.uint32] = reserve(np.uint32, words_max)
         self.floats: NDArray[np.float32] = self.words.view(np.float32)
@@ -261,6 +263,13 @@ class ProfileStore:
         for offset in stale.tolist():
             self.remove(start + offset)
         return len(stale), stop if stop < self.heap[kernels.ROWS_NEXT] else 0
+
+    def bought(self, row: int) -> NDArray[np.int32]:
+        """Items of the ring that the person has purchased, int32 [n]."""
+        if not self._flags[row] & kernels.BOUGHT:
+            return _NOTHING
+        out = np.empty(int(self.heap[kernels.RING_MAX]), np.int32)
+        return out[: kernels.bought(self.rows, self.words, row, out)]
 
     # What a profile holds, for answers and tests. The hot path reads through kernels.
 

@@ -19,6 +19,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from actors.events import PURCHASED
+
 ROW = np.dtype(
     [
         ("key_hi", "<i8"),
@@ -56,6 +58,7 @@ kernel: Callable[[Kernel], Kernel] = njit(cache=True, _nrt=False)  # type: ignor
 Int = Any
 
 LIVE = 1  # bit of `flags`: the row holds a profile
+BOUGHT = 2  # bit of `flags`: there was a purchase, so the ring may hold one
 NO_ITEM = 0xFFFFFF
 ITEM_MASK = 0xFFFFFF
 TYPE_SHIFT = 24
@@ -491,6 +494,8 @@ def enter_ring(
     """`append_event`, and count the event to the running session. False: arena full."""
     if rows[row].session_events < 65535:
         rows[row].session_events += 1
+    if event_type == PURCHASED:
+        rows[row].flags |= BOUGHT
     return append_event(rows, words, heap, row, item, event_type, value, time_s)
 
 
@@ -645,3 +650,15 @@ def apply_many(
         if enters and not enter_ring(rows, words, heap, row, item, kind, value, time_s):
             return i
     return len(at)
+
+
+@kernel
+def bought(rows: Any, words: Any, row: Int, out: Any) -> Any:
+    """Items of the ring that were purchased, into out int32 [ring_max]; returns how many."""
+    found = 0
+    for newest in range(rows[row].ring_n):
+        word = np.int64(words[event_at(rows, row, newest)])
+        if word >> TYPE_SHIFT == PURCHASED:
+            out[found] = word & ITEM_MASK
+            found += 1
+    return found

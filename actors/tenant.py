@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from actors.catalogue import Catalogue
 from actors.engine.engine import NextAction
 from actors.engine.vector import VectorPolicy
 from actors.events import EventTypes
+from actors.filters import Mask, Values, evaluate, parse
 from actors.store import ProfileStore
 from cluster.config import Config
+
+MASKS_MAX = 128
+"""Filters whose items are remembered."""
 
 
 class Tenant:
@@ -25,3 +32,28 @@ class Tenant:
             session_gap_s=config.session_gap_s,
         )
         self.vector = VectorPolicy(store, self.catalogue, config.items_max)
+        self._masks: dict[tuple[str, str], tuple[int, Mask]] = {}
+
+    def passing(self, text: str, values: Values, field: str) -> Mask:
+        """Which items pass a filter, bool [n]; kept until the catalogue changes.
+
+        Raises RequestError naming `field` if the filter can't be read.
+        """
+        key = (text, repr(sorted(values.items())))
+        kept = self._masks.get(key)
+        if kept is not None and kept[0] == self.catalogue.version:
+            return kept[1]
+        mask = evaluate(parse(text, values, field), self.catalogue)
+        if len(self._masks) >= MASKS_MAX:
+            self._masks.clear()
+        self._masks[key] = (self.catalogue.version, mask)
+        return mask
+
+    def popular(self, mask: Mask, count: int) -> NDArray[np.int32]:
+        """The most popular items that pass a mask and are alive, at most `count`, int32."""
+        n = self.catalogue.n
+        found = np.flatnonzero(mask & (self.catalogue.alive[:n] != 0)).astype(np.int32)
+        if len(found) > count:
+            counts = self.engine.counts[found]
+            found = found[np.argpartition(-counts, count)[:count]]
+        return found

@@ -108,6 +108,11 @@ class NextAction:
         """Name of the base, and how many events were learned on top of it."""
         return f"{self._name}+{self._state[delta.NEXT] - self._state[delta.INCLUDED]}"
 
+    @property
+    def counts(self) -> NDArray[np.float32]:
+        """Events per item, float32 [items_max]; a view that is written by `learn`."""
+        return self._live.counts
+
     def learn(self, row: int, item: int, event_type: int, value: float, now_s: int) -> None:
         live, state = self._live, self._state
         position = int(state[delta.NEXT])
