@@ -6,6 +6,7 @@ The table OPERATIONS names every route; a test holds it against the app's.
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -161,6 +162,7 @@ class Operation(NamedTuple):
 
 
 ANY_KEY = ("pk_", "sk_")
+_PARAMETER = re.compile(r"{(\w+)}")
 
 OPERATIONS = (
     Operation(
@@ -258,14 +260,15 @@ def _operation(operation: Operation, refs: dict[Any, Any]) -> dict[str, Any]:
     if operation.keys:
         described["security"] = [{"apiKey": []}, {"bearer": []}, {}]
         described["description"] = f"Keys: {' or '.join(operation.keys)}."
-    if "{id}" in path:
+    if names := _PARAMETER.findall(path):
         described["parameters"] = [
             {
-                "name": "id",
+                "name": name,
                 "in": "path",
                 "required": True,
                 "schema": {"type": "string", "minLength": 1, "maxLength": 256},
             }
+            for name in names
         ]
     if operation.request is not None:
         schema = refs[operation.request] if operation.request in refs else _batch_schema(refs)

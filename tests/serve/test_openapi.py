@@ -21,7 +21,7 @@ def test_the_document_names_exactly_the_apps_routes():
         for route in build_app().routes
         if isinstance(route, Route) and route.path not in UNDOCUMENTED
         for method in route.methods or ()
-        if method != "HEAD"
+        if method not in ("HEAD", "OPTIONS")
     }
     described = {(method, path) for path, ops in document()["paths"].items() for method in ops}
     assert described == routes
@@ -32,6 +32,14 @@ def test_every_reference_leads_somewhere():
     schemas = document()["components"]["schemas"]
     for part in text.split('"#/components/schemas/')[1:]:
         assert part.partition('"')[0] in schemas
+
+
+def test_every_parameter_of_a_path_is_described():
+    for path, operations in document()["paths"].items():
+        named = [part.partition("}")[0] for part in path.split("{")[1:]]
+        for operation in operations.values():
+            described = operation.get("parameters", [])
+            assert [(one["name"], one["in"]) for one in described] == [(n, "path") for n in named]
 
 
 def test_operation_ids_are_unique():
