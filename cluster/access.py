@@ -14,6 +14,8 @@ from cluster.config import Config
 from cluster.errors import ConfigError
 
 Role = Literal["pk", "sk"]
+# As a browser serializes it: lower case, no path, no slash at the end.
+Origin = Annotated[str, Meta(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/?#@\sA-Z]+)$", max_length=256)]
 
 SECRET_FILE = "cluster.secret"
 SECRET_BYTES = 32
@@ -31,7 +33,10 @@ def key_id(text: bytes) -> str:
 
 
 class StoredKey(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
-    """A key at rest. Times are seconds since 1970; expires_at 0 means never."""
+    """A key at rest. Times are seconds since 1970; expires_at 0 means never.
+
+    origins  of pages that may use this pk_ key, as browsers write them; "*" allows every page
+    """
 
     id: str
     sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
@@ -39,6 +44,7 @@ class StoredKey(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fiel
     tenant: Annotated[str, Meta(pattern="^[A-Za-z0-9_.-]{1,64}$")]
     created_at: float
     expires_at: float = 0.0
+    origins: tuple[Origin, ...] = ()
 
 
 def read_keys(path: Path) -> list[StoredKey]:
@@ -58,6 +64,8 @@ def read_keys(path: Path) -> list[StoredKey]:
         raise ConfigError(f"keys file {path}: {error}") from None
     now = time.time()
     for key in keys:
+        if key.origins and key.role != "pk":
+            raise ConfigError(f"keys file {path}: origins are for pk_ keys, got some on {key.id}")
         live = sum(
             1
             for other in keys

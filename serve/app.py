@@ -85,7 +85,7 @@ class GatewayDeployment:
         await router.start()
         keys = Keys(config.keys_path, keyless=config.loopback and config.loopback_without_key)
         replica = ray_serve.get_replica_context().replica_id.unique_id
-        install(Gateway(keys, router, control, replica))
+        install(Gateway(keys, router, control, replica, config.request_timeout_s))
 
 
 def app(config: Config) -> Application:

@@ -2,8 +2,9 @@
 
 A key is `<role>_<43 base64url characters><6 hex digits of checksum>`: 256 random bits that a
 scanner can recognise. `sk_` (server) may do everything of its tenant; `pk_` (public, in
-browsers) may only track and decide for its own anonymous visitor. The tenant comes from the
-key, never from the body. Two keys of one tenant and role may be live at once, for rotation.
+browsers) may only track and decide for its own anonymous visitor, and a page may use it only
+if the key lists the page's origin. The tenant comes from the key, never from the body. Two keys
+of one tenant and role may be live at once, for rotation.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from cluster.access import (
     read_secret,
 )
 from cluster.config import Config
-from cluster.errors import AuthError, ConfigError, RequestError
+from cluster.errors import VALUE_SHOWN_MAX, AuthError, ConfigError, RequestError
 from serve.problems import Header
 
 LOG = logging.getLogger("onehop.serve")
@@ -42,34 +43,43 @@ DEFAULT_TENANT = "default"
 KEYS_ENV = "keys.env"
 CACHED_MAX = 10_000
 RELOAD_S = 1.0
+ANY_ORIGIN = b"*"
 _KEY = re.compile(rb"(pk|sk)_([A-Za-z0-9_-]{43})([0-9a-f]{6})")
 _LOOPBACK_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
 
 
 class Caller(NamedTuple):
-    """Who a request speaks for. `meta` is what the owner is told ("s:default")."""
+    """Who a request speaks for. `meta` is what the owner is told ("s:default").
+
+    origins  of pages that may use this pk_ key
+    """
 
     role: Role
     tenant: str
     meta: bytes
     expires_at: float = float("inf")
+    origins: frozenset[bytes] = frozenset()
 
 
-def caller(role: Role, tenant: str, expires_at: float = 0.0) -> Caller:
+def caller(
+    role: Role, tenant: str, expires_at: float = 0.0, origins: frozenset[bytes] = frozenset()
+) -> Caller:
     """
     >>> caller("pk", "shop").meta
     b'p:shop'
     """
-    return Caller(role, tenant, f"{role[0]}:{tenant}".encode(), expires_at or float("inf"))
+    meta = f"{role[0]}:{tenant}".encode()
+    return Caller(role, tenant, meta, expires_at or float("inf"), origins)
 
 
 def generate_key(
-    role: Role, tenant: str, now: float, expires_at: float = 0
+    role: Role, tenant: str, now: float, expires_at: float = 0, origins: tuple[str, ...] = ()
 ) -> tuple[str, StoredKey]:
     """A new key as text, to be shown once, and as it is kept."""
     body = urlsafe_b64encode(secrets.token_bytes(32)).rstrip(b"=")
     text = b"%b_%b%b" % (role.encode(), body, _checksum(role.encode(), body))
-    stored = StoredKey(key_id(text), sha256(text).hexdigest(), role, tenant, now, expires_at)
+    digest = sha256(text).hexdigest()
+    stored = StoredKey(key_id(text), digest, role, tenant, now, expires_at, origins)
     return text.decode(), stored
 
 
@@ -136,6 +146,8 @@ class Keys:
         self._stamp: tuple[int, int] | None = None
         self._checked_at = 0.0
         self._stored: list[StoredKey] = []
+        self.origins: frozenset[bytes] = frozenset()
+        """Origins that any pk_ key allows."""
         self._reload()
 
     def caller_of(self, headers: Sequence[Header]) -> Caller:
@@ -143,7 +155,9 @@ class Keys:
         host = origin = b""
         for name, value in headers:
             if name == b"x-api-key" or name == b"authorization":
-                return self.caller_of_key(value)
+                found = self.caller_of_key(value)
+                check_origin(found, headers)
+                return found
             if name == b"host":
                 host = value
             elif name == b"origin":
@@ -152,10 +166,7 @@ class Keys:
 
     def caller_of_key(self, value: bytes) -> Caller:
         """Who holds this key, given plainly or as "Bearer <key>". Raises AuthError."""
-        now = self._clock()
-        if now - self._checked_at >= RELOAD_S:
-            self._checked_at = now
-            self._reload()
+        now = self._reloaded()
         found = self._verified.get(value)
         if found is None:
             found = self._verify(value, now)
@@ -165,6 +176,11 @@ class Keys:
         if found.expires_at <= now:
             raise AuthError("the key has expired")
         return found
+
+    def allows(self, origin: bytes) -> bool:
+        """Whether any pk_ key allows pages of this origin."""
+        self._reloaded()
+        return origin in self.origins or ANY_ORIGIN in self.origins
 
     def _keyless_caller(self, host: bytes, origin: bytes) -> Caller:
         if self._keyless is None:
@@ -196,7 +212,16 @@ class Keys:
                 match = key
         if match is None or match.role != role.decode():
             raise AuthError("the key is unknown")
-        return caller(match.role, match.tenant, match.expires_at)
+        origins = frozenset(origin.encode() for origin in match.origins)
+        return caller(match.role, match.tenant, match.expires_at, origins)
+
+    def _reloaded(self) -> float:
+        """The time, by which the file was looked at no longer than RELOAD_S ago."""
+        now = self._clock()
+        if now - self._checked_at >= RELOAD_S:
+            self._checked_at = now
+            self._reload()
+        return now
 
     def _reload(self) -> None:
         try:
@@ -216,6 +241,27 @@ class Keys:
             LOG.error("keys not reloaded: %s", error)
         self._stamp = stamp
         self._verified.clear()
+        self.origins = frozenset(origin.encode() for key in self._stored for origin in key.origins)
+
+
+def header_of(headers: Sequence[Header], wanted: bytes) -> bytes:
+    """The first value under a lower-case name; empty without one."""
+    for name, value in headers:
+        if name == wanted:
+            return value
+    return b""
+
+
+def check_origin(caller: Caller, headers: Sequence[Header]) -> None:
+    """Raises RequestError (403) if a pk_ key is used by a page whose origin it does not list.
+
+    A request without Origin does not come from a page."""
+    if caller.role == "pk" and (origin := header_of(headers, b"origin")):
+        allowed = caller.origins
+        if origin not in allowed and ANY_ORIGIN not in allowed:
+            raise RequestError(
+                403, "the key is not for this origin", "Origin", _shown(origin), "one it lists"
+            )
 
 
 def read_environment(path: Path) -> PlainKeys | None:
@@ -240,4 +286,4 @@ def _is_loopback_name(host: bytes) -> bool:
 
 
 def _shown(value: bytes) -> str:
-    return repr(value.decode("latin-1"))
+    return repr(value[:VALUE_SHOWN_MAX].decode("latin-1"))

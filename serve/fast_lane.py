@@ -15,8 +15,9 @@ from starlette.middleware import Middleware
 
 from actors.messages import BODY_BYTES_MAX
 from cluster.errors import RequestError
+from serve.cors import preflight, readable
 from serve.gateway import BATCH_ROUTE, FAST_ROUTES, Gateway
-from serve.problems import JSON_TYPE, PROBLEM_TYPE, Answer, answer_of, too_large
+from serve.problems import JSON_TYPE, PROBLEM_TYPE, Answer, answer_of, late_body, too_large
 from serve.stream import STREAM_ROUTE, serve_stream
 
 Scope = MutableMapping[str, Any]
@@ -24,10 +25,8 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-BODY_S = 10.0
-"""How long a caller may take to send a body that does not come with its head."""
-
 PATHS = frozenset((*FAST_ROUTES, BATCH_ROUTE))
+METHODS = ("POST", "OPTIONS")
 
 _gateways: dict[asyncio.AbstractEventLoop, Gateway] = {}
 
@@ -56,7 +55,7 @@ def middlewares() -> list[Middleware]:
 
 
 class FastLane:
-    """Answers POSTs on PATHS and the stream; everything else goes to `app`."""
+    """Answers METHODS on PATHS, and the stream; everything else goes to `app`."""
 
     def __init__(self, app: AsgiApp) -> None:
         self._app = app
@@ -69,7 +68,7 @@ class FastLane:
         kind = scope["type"]
         if gateway is None or kind == "lifespan":
             await self._app(scope, receive, send)
-        elif kind == "http" and scope["path"] in PATHS and scope["method"] == "POST":
+        elif kind == "http" and scope["path"] in PATHS and scope["method"] in METHODS:
             await respond(gateway, scope, receive, send)
         elif kind == "websocket" and scope["path"] == STREAM_ROUTE:
             await serve_stream(gateway, scope, receive, send)
@@ -78,46 +77,53 @@ class FastLane:
 
 
 async def respond(gateway: Gateway, scope: Scope, receive: Receive, send: Send) -> None:
-    """Read one body, answer it. A caller that goes away before the end gets no answer."""
-    path = scope["path"]
-    message = await receive()
-    if message["type"] != "http.request":
+    """Answer one POST, or a browser's question whether it may POST. A caller that goes away
+    before its body ended gets no answer."""
+    headers = scope["headers"]
+    if scope["method"] == "OPTIONS":
+        await send_answer(preflight(gateway.keys, headers), send)
         return
-    body: bytes | None = message.get("body", b"")
+    path = scope["path"]
     try:
-        if message.get("more_body", False):
-            async with asyncio.timeout(BODY_S):
-                body = await _rest_of_body(body or b"", receive)
+        body = await _body_in_time(receive, gateway.body_timeout_s)
         if body is None:
             return
         if len(body) > BODY_BYTES_MAX:
             raise too_large("the body", len(body), BODY_BYTES_MAX)
-    except TimeoutError:
-        await _refuse(gateway, path, RequestError(408, "the body did not arrive in time"), send)
-    except RequestError as error:
-        await _refuse(gateway, path, error, send)
+    except (RequestError, TimeoutError) as error:
+        answer = answer_of(error if isinstance(error, RequestError) else late_body())
+        gateway.count(path, answer.status)
     else:
-        await send_answer(await gateway.answer(path, scope["headers"], body), send)
+        answer = await gateway.answer(path, headers, body)
+    if gateway.keys.origins:
+        answer = readable(answer, gateway.keys, headers)
+    await send_answer(answer, send)
 
 
-async def _rest_of_body(body: bytes, receive: Receive) -> bytes | None:
-    """All of the body, or its first BODY_BYTES_MAX + 1 bytes or more; None if the caller left."""
-    parts, size = [body], len(body)
+async def _body_in_time(receive: Receive, timeout_s: float) -> bytes | None:
+    # A timer costs more than all the rest of this; uvicorn knows whether one is needed.
+    if not getattr(getattr(receive, "__self__", None), "more_body", True):
+        return await _body(receive)
+    async with asyncio.timeout(timeout_s):
+        return await _body(receive)
+
+
+async def _body(receive: Receive) -> bytes | None:
+    """The body, or its first BODY_BYTES_MAX + 1 bytes or more; None if the caller left."""
+    parts: list[bytes] = []
+    size = 0
     more = True
     while more and size <= BODY_BYTES_MAX:
         message = await receive()
         if message["type"] != "http.request":
             return None
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
+        part: bytes = message.get("body", b"")
         more = message.get("more_body", False)
+        if not more and not parts:
+            return part
+        parts.append(part)
+        size += len(part)
     return b"".join(parts)
-
-
-async def _refuse(gateway: Gateway, path: str, error: RequestError, send: Send) -> None:
-    answer = answer_of(error)
-    gateway.count(path, answer.status)
-    await send_answer(answer, send)
 
 
 async def send_answer(answer: Answer, send: Send) -> None:
@@ -132,11 +138,14 @@ async def send_answer(answer: Answer, send: Send) -> None:
             {
                 "type": "http.response.start",
                 "status": status,
+                # A 204 has neither.
                 "headers": (
                     JSON_TYPE if status < 400 else PROBLEM_TYPE,
                     (b"content-length", b"%d" % len(body)),
                     *headers,
-                ),
+                )
+                if body
+                else headers,
             }
         )
         await send({"type": "http.response.body", "body": body})

@@ -89,10 +89,21 @@ Named = Person | BatchItem
 
 
 class Gateway:
-    """Answers decide, track, identify, page and batch, given headers and body."""
+    """Answers decide, track, identify, page and batch, given headers and body.
 
-    def __init__(self, keys: Keys, router: Hop, control: Control, gateway_id: str = "") -> None:
+    body_timeout_s  how long a caller may take to send a body that does not come with its head
+    """
+
+    def __init__(
+        self,
+        keys: Keys,
+        router: Hop,
+        control: Control,
+        gateway_id: str = "",
+        body_timeout_s: float = 5.0,
+    ) -> None:
         self.keys = keys
+        self.body_timeout_s = body_timeout_s
         self.router = router
         self.control = control
         self.gateway_id = gateway_id

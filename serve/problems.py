@@ -73,11 +73,17 @@ def too_large(what: str, seen_bytes: int, bytes_max: int) -> RequestError:
     return RequestError(413, f"{what} is too large", "", f"{seen_bytes} bytes", f"<= {bytes_max}")
 
 
+def late_body() -> RequestError:
+    return RequestError(408, "the body did not arrive in time")
+
+
 def answer_of(error: Exception) -> Answer:
     """The answer to a failure. Errors that are not ours become a 500 without their text, which
     goes to the log."""
     if isinstance(error, RequestError):
-        return Answer(error.status, problem(error))
+        # The rest of a late body may never come.
+        headers = ((b"connection", b"close"),) if error.status == 408 else ()
+        return Answer(error.status, problem(error), headers)
     if isinstance(error, DECODE_ERRORS):
         return answer_of(malformed(error))
     if isinstance(error, AuthError):

@@ -11,11 +11,13 @@ import random
 import re
 from collections.abc import Awaitable, Callable
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 from fastapi import FastAPI, Request, Response, WebSocket
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from actors.messages import BODY_BYTES_MAX, Item
 from cluster.errors import OnehopError, RequestError, Unavailable
@@ -27,7 +29,15 @@ from serve.fast_lane import installed, respond
 from serve.gateway import BATCH_ROUTE, FAST_ROUTES, Gateway, decode
 from serve.metrics import exposition
 from serve.openapi import ImportRequest, ItemResult, ItemsAnswer, ItemsBatch, describe
-from serve.problems import JSON_TYPE, PROBLEM_TYPE, Answer, answer_of, http_problem, too_large
+from serve.problems import (
+    JSON_TYPE,
+    PROBLEM_TYPE,
+    Answer,
+    answer_of,
+    http_problem,
+    late_body,
+    too_large,
+)
 from serve.stream import STREAM_ROUTE, serve_stream
 
 ITEM_ID_MAX = 256
@@ -43,11 +53,12 @@ def build_app() -> FastAPI:
     app = FastAPI(title="onehop", docs_url=None, redoc_url=None, redirect_slashes=False)
     for path in (*FAST_ROUTES, BATCH_ROUTE):
         app.add_api_route(path, _hot, methods=["POST"])
+        app.add_api_route(path, _hot, methods=["OPTIONS"])
     app.add_api_websocket_route(STREAM_ROUTE, _stream)
     for method, path, work in ROUTES:
-        app.add_api_route(path, _endpoint(path, work), methods=[method])
-    app.add_api_route("/health/live", _live, methods=["GET"])
-    app.add_api_route("/health/ready", _ready, methods=["GET"])
+        app.add_api_route(path, _endpoint(path, work), methods=_methods(method))
+    app.add_api_route("/health/live", _live, methods=_methods("GET"))
+    app.add_api_route("/health/ready", _ready, methods=_methods("GET"))
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(OnehopError, _our_error)
@@ -95,7 +106,7 @@ async def get_decision(gateway: Gateway, caller: Caller, request: Request) -> An
 
 async def put_item(gateway: Gateway, caller: Caller, request: Request) -> Answer:
     item_id = _item_id(request)
-    fields = decode(await read_body(request), dict[str, msgspec.Raw])
+    fields = decode(await read_body(gateway, request), dict[str, msgspec.Raw])
     inside = fields.setdefault("id", msgspec.Raw(msgspec.json.encode(item_id)))
     if (seen := decode(bytes(inside), str)) != item_id:
         raise RequestError(422, "the id differs from the path's", "id", seen, item_id)
@@ -106,7 +117,7 @@ async def put_item(gateway: Gateway, caller: Caller, request: Request) -> Answer
 
 
 async def put_items(gateway: Gateway, caller: Caller, request: Request) -> Answer:
-    batch: ItemsBatch = decode(await read_body(request), ItemsBatch)
+    batch: ItemsBatch = decode(await read_body(gateway, request), ItemsBatch)
     results = await gateway.control.put_items(caller.tenant, msgspec.json.encode(batch.items))
     return Answer(200, msgspec.json.encode(ItemsAnswer(_results(results))))
 
@@ -127,7 +138,7 @@ async def delete_item(gateway: Gateway, caller: Caller, request: Request) -> Ans
 
 
 async def post_import(gateway: Gateway, caller: Caller, request: Request) -> Answer:
-    spec: ImportRequest = decode(await read_body(request), ImportRequest)
+    spec: ImportRequest = decode(await read_body(gateway, request), ImportRequest)
     if not (spec.events or spec.items or spec.profiles):
         raise RequestError(422, "there is nothing to import", wanted="events, items or profiles")
     return Answer(202, await gateway.control.start_import(caller.tenant, msgspec.json.encode(spec)))
@@ -207,14 +218,36 @@ ROUTES: tuple[tuple[str, str, Work], ...] = (
 )
 
 
-async def read_body(request: Request) -> bytes:
-    """The body. Raises RequestError (413) beyond BODY_BYTES_MAX, before all of it is read."""
+async def read_body(gateway: Gateway, request: Request) -> bytes:
+    """The body. Raises RequestError: 413 beyond BODY_BYTES_MAX, before all of it is read; 408 if
+    it does not come in time; 400 if the caller left."""
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > BODY_BYTES_MAX:
-            raise too_large("the body", len(body), BODY_BYTES_MAX)
+    try:
+        async with asyncio.timeout(gateway.body_timeout_s):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > BODY_BYTES_MAX:
+                    raise too_large("the body", len(body), BODY_BYTES_MAX)
+    except TimeoutError:
+        raise late_body() from None
+    except ClientDisconnect:
+        raise RequestError(400, "the caller left before the body ended") from None
     return bytes(body)
+
+
+def check_path(request: Request) -> None:
+    """Raises RequestError (400) if the path, unquoted, is not UTF-8: the server before us put
+    replacement characters there, and with them another id."""
+    raw: bytes = request.scope.get("raw_path", b"")
+    try:
+        unquote_to_bytes(raw).decode()
+    except UnicodeDecodeError:
+        shown = raw.decode("latin-1")
+        raise RequestError(400, "the path is not valid UTF-8", "id", shown, "UTF-8") from None
+
+
+def _methods(method: str) -> list[str]:
+    return ["GET", "HEAD"] if method == "GET" else [method]
 
 
 def _gateway() -> Gateway:
@@ -245,11 +278,13 @@ def _endpoint(path: str, work: Work) -> Callable[[Request], Awaitable[Response]]
 
     async def endpoint(request: Request) -> Response:
         gateway = _gateway()
-        answer = await gateway.guarded(
-            f"{request.method} {route}",
-            request.scope["headers"],
-            lambda caller: work(gateway, caller, request),
-        )
+
+        async def checked(caller: Caller) -> Answer:
+            check_path(request)
+            return await work(gateway, caller, request)
+
+        name = f"{request.method} {route}"
+        answer = await gateway.guarded(name, request.scope["headers"], checked)
         response = _response(answer)
         if path == "/metrics" and answer.status == 200:
             response.headers["content-type"] = "text/plain; version=0.0.4; charset=utf-8"

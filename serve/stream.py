@@ -24,7 +24,7 @@ so the caller's own TCP connection fills up and slows it down.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -33,9 +33,9 @@ from starlette.websockets import WebSocketDisconnect
 
 from actors.messages import BODY_BYTES_MAX, Person, Wire
 from cluster.errors import AuthError, OnehopError, RequestError
-from serve.auth import Caller
+from serve.auth import Caller, check_origin
 from serve.gateway import OP_OF_TYPE, Gateway, without
-from serve.problems import DECODE_ERRORS, Answer, answer_of, too_large
+from serve.problems import DECODE_ERRORS, Answer, Header, answer_of, too_large
 
 STREAM_ROUTE = "/v1/stream"
 SUBPROTOCOL = "onehop"
@@ -89,7 +89,7 @@ async def serve_stream(gateway: Gateway, scope: Scope, receive: Receive, send: S
     if caller is None:
         try:
             async with asyncio.timeout(FIRST_MESSAGE_S):
-                caller = _caller_of_login(gateway, await receive())
+                caller = _caller_of_login(gateway, await receive(), scope["headers"])
         except (OnehopError, TimeoutError) as error:
             await _refuse(gateway, error if isinstance(error, OnehopError) else refusal, send)
             return
@@ -190,11 +190,15 @@ class Stream:
 def _caller_of_handshake(gateway: Gateway, scope: Scope, subprotocols: list[str]) -> Caller:
     for subprotocol in subprotocols:
         if subprotocol.startswith(("pk_", "sk_")):
-            return gateway.keys.caller_of_key(subprotocol.encode("latin-1"))
+            caller = gateway.keys.caller_of_key(subprotocol.encode("latin-1"))
+            check_origin(caller, scope["headers"])
+            return caller
     return gateway.keys.caller_of(scope["headers"])
 
 
-def _caller_of_login(gateway: Gateway, message: MutableMapping[str, Any]) -> Caller | None:
+def _caller_of_login(
+    gateway: Gateway, message: MutableMapping[str, Any], headers: Sequence[Header]
+) -> Caller | None:
     """The caller of a first message, or None if there is none because the caller is gone."""
     if message["type"] != "websocket.receive":
         return None
@@ -203,7 +207,9 @@ def _caller_of_login(gateway: Gateway, message: MutableMapping[str, Any]) -> Cal
         login = _login.decode(text if text is not None else message.get("bytes") or b"")
     except DECODE_ERRORS:
         raise AuthError('the first message must be {"apiKey": "..."}') from None
-    return gateway.keys.caller_of_key(login.api_key.encode())
+    caller = gateway.keys.caller_of_key(login.api_key.encode())
+    check_origin(caller, headers)
+    return caller
 
 
 async def _refuse(gateway: Gateway, error: Exception | None, send: Send) -> None:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import msgspec
 
@@ -85,7 +86,10 @@ class Edge(NamedTuple):
         cut: int = 0,
         query: bytes = b"",
     ) -> Reply:
-        """One HTTP request. cut: the body arrives in pieces of this many bytes (0: at once)."""
+        """One HTTP request; the path as it is on the wire, so with percent signs.
+
+        cut  the body arrives in pieces of this many bytes (0: at once)
+        """
         step = cut or len(body) or 1
         pieces = [body[at : at + step] for at in range(0, len(body), step)] or [b""]
         incoming = [
@@ -100,23 +104,8 @@ class Edge(NamedTuple):
         async def send(message: Any) -> None:
             sent.append(message)
 
-        scope = {
-            "type": "http",
-            "method": method,
-            "path": path,
-            "raw_path": path.encode(),
-            "root_path": "",
-            "scheme": "http",
-            "query_string": query,
-            "headers": list(headers),
-            "server": ("127.0.0.1", 8000),
-            "client": ("127.0.0.1", 50_000),
-            "http_version": "1.1",
-        }
-        await (app or self.fast)(scope, receive, send)
-        start = sent[0]
-        names = {name.decode(): value.decode() for name, value in start["headers"]}
-        return Reply(start["status"], names, b"".join(m.get("body", b"") for m in sent[1:]))
+        await (app or self.fast)(scope_of(method, path, headers, query), receive, send)
+        return reply_of(sent)
 
     async def post(
         self, path: str, body: bytes, headers: Headers = (LOCAL,), app: Any = None, cut: int = 0
@@ -124,18 +113,51 @@ class Edge(NamedTuple):
         return await self.call("POST", path, body, headers, app, cut)
 
 
+def scope_of(method: str, path: str, headers: Headers, query: bytes = b"") -> dict[str, Any]:
+    return {
+        "type": "http",
+        "method": method,
+        "path": unquote(path),
+        "raw_path": path.encode(),
+        "root_path": "",
+        "scheme": "http",
+        "query_string": query,
+        "headers": list(headers),
+        "server": ("127.0.0.1", 8000),
+        "client": ("127.0.0.1", 50_000),
+        "http_version": "1.1",
+    }
+
+
+def reply_of(sent: list[dict[str, Any]]) -> Reply:
+    """What an app sent, as one reply."""
+    start = sent[0]
+    names = {name.decode(): value.decode("latin-1") for name, value in start["headers"]}
+    return Reply(start["status"], names, b"".join(m.get("body", b"") for m in sent[1:]))
+
+
 @asynccontextmanager
 async def new_edge(
-    folder: Path, handler: Handler = echo_json, keyless: bool = True, **settings: Any
+    folder: Path,
+    handler: Handler = echo_json,
+    keyless: bool = True,
+    body_timeout_s: float = 5.0,
+    origins: tuple[str, ...] = (),
+    **settings: Any,
 ) -> AsyncIterator[Edge]:
-    """An edge with one pair of keys for tenant "shop" (keyless callers are tenant "default")."""
-    (sk, sk_stored), (pk, pk_stored) = stored_pair()
+    """An edge with one pair of keys for tenant "shop" (keyless callers are tenant "default").
+
+    origins   of the pk_ key
+    settings  of the router
+    """
+    (sk, sk_stored), (pk, pk_stored) = stored_pair(origins)
     write_keys(folder / "keys.json", [sk_stored, pk_stored])
     owner = await FakeOwner(handler).start()
     router = new_router(Maps(map_of(1, owner)), **settings)
     await router.start()
     control = FakeControl()
-    gateway = Gateway(Keys(folder / "keys.json", keyless), router, control, "g1")
+    keys = Keys(folder / "keys.json", keyless)
+    gateway = Gateway(keys, router, control, "g1", body_timeout_s)
     install(gateway)
     app = build_app()
     try:
@@ -146,8 +168,10 @@ async def new_edge(
         await owner.stop()
 
 
-def stored_pair(tenant: str = "shop") -> tuple[tuple[str, StoredKey], tuple[str, StoredKey]]:
-    return generate_key("sk", tenant, 0.0), generate_key("pk", tenant, 0.0)
+def stored_pair(
+    origins: tuple[str, ...] = (),
+) -> tuple[tuple[str, StoredKey], tuple[str, StoredKey]]:
+    return generate_key("sk", "shop", 0.0), generate_key("pk", "shop", 0.0, origins=origins)
 
 
 def key_header(key: str) -> Headers:

@@ -10,7 +10,7 @@ import pytest
 from actors.messages import BODY_BYTES_MAX, EVENT_BYTES_MAX
 from cluster.frames import Op
 from serve.fast_lane import FastLane, install, middlewares
-from tests.serve.edge import LOCAL, echo_json, key_header, new_edge
+from tests.serve.edge import LOCAL, Reply, echo_json, key_header, new_edge, reply_of, scope_of
 from tests.serve.fake_owner import asynchronous
 
 HOT = {"decide": Op.DECIDE, "track": Op.TRACK, "identify": Op.IDENTIFY, "page": Op.PAGE}
@@ -248,23 +248,32 @@ async def test_without_a_gateway_everything_passes_to_the_app():
 
 
 @asynchronous
-async def test_a_late_body_is_408(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("serve.fast_lane.BODY_S", 0.05)
-    async with new_edge(tmp_path) as edge:
-        first = [{"type": "http.request", "body": b"{", "more_body": True}]
-        sent: list[dict[str, Any]] = []
+async def test_a_body_that_trickles_or_never_comes_is_408_and_ends_the_connection(tmp_path: Path):
+    async with new_edge(tmp_path, body_timeout_s=0.05) as edge:
+        for path in ("/v1/decide", "/v1/items:batch"):
+            for app in (edge.fast, edge.plain):
+                for begun in (b"", b"{"):
+                    reply = await trickled(app, path, begun)
+                    assert (reply.status, reply.json["status"]) == (408, 408)
+                    assert reply.headers["connection"] == "close"
+        assert not edge.owner.requests
 
-        async def receive():
-            if not first:
-                await asyncio.sleep(10)
-            return first.pop()
 
-        async def send(message):
-            sent.append(message)
+async def trickled(app: Any, path: str, begun: bytes) -> Reply:
+    """The answer to a POST whose body begins with `begun`, or not at all, and never ends."""
+    sent: list[Any] = []
+    first = [begun] if begun else []
 
-        scope = {"type": "http", "path": "/v1/decide", "method": "POST", "headers": [LOCAL]}
-        await edge.fast(scope, receive, send)
-        assert sent[0]["status"] == 408
+    async def receive() -> Any:
+        if not first:
+            await asyncio.sleep(10)
+        return {"type": "http.request", "body": first.pop(), "more_body": True}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await app(scope_of("POST", path, (LOCAL,)), receive, send)
+    return reply_of(sent)
 
 
 @asynchronous

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
@@ -38,7 +38,7 @@ def whole_responses(data: bytes) -> int:
         head, _, data = data.partition(b"\r\n\r\n")
         if head.startswith(b"HTTP/1.1 100 "):
             continue
-        length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0] or 0)
         if len(data) < length:
             break
         data = data[length:]
@@ -47,8 +47,8 @@ def whole_responses(data: bytes) -> int:
 
 
 @asynccontextmanager
-async def new_server(folder: Path) -> AsyncIterator[Server]:
-    async with new_edge(folder, inflight_max=1000) as edge:
+async def new_server(folder: Path, **settings: Any) -> AsyncIterator[Server]:
+    async with new_edge(folder, inflight_max=1000, **settings) as edge:
         config = uvicorn.Config(
             edge.fast, port=0, lifespan="off", access_log=False, log_config=None, log_level=None
         )
@@ -106,6 +106,35 @@ async def test_a_body_beyond_the_limit_is_answered_413(tmp_path: Path):
     async with new_server(tmp_path) as server:
         received = await server.exchange(request(b" " * (3 << 20)), 1)
         assert received.startswith(b"HTTP/1.1 413 ")
+
+
+@asynchronous
+async def test_a_body_that_never_comes_whole_holds_nothing_for_ever(tmp_path: Path):
+    async with new_server(tmp_path, body_timeout_s=0.1) as server:
+        for path in ("/v1/decide", "/v1/items:batch"):
+            whole = request(b'{"userId":"ada"}', path)
+            head = whole[: whole.index(b"{")]
+            for begun in (head, head + b"{"):
+                # until=2: what comes after the answer can only be the connection's end.
+                received = await server.exchange(begun, 2)
+                assert received.startswith(b"HTTP/1.1 408 ")
+
+
+@asynchronous
+async def test_other_methods_are_answered_as_http_wants_it(tmp_path: Path):
+    async with new_server(tmp_path, origins=("https://shop.example",)) as server:
+        start = b"%b %b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n%b\r\n"
+        head = await server.exchange(start % (b"HEAD", b"/health/ready", b""), 1)
+        assert head.startswith(b"HTTP/1.1 200 ")
+        assert head.endswith(b"\r\n\r\n")
+        head = await server.exchange(start % (b"HEAD", b"/v1/decide", b""), 1)
+        assert head.startswith(b"HTTP/1.1 405 ")
+        assert head.endswith(b"\r\n\r\n")
+        origin = b"Origin: https://shop.example\r\n"
+        asked = await server.exchange(start % (b"OPTIONS", b"/v1/decide", origin), 1)
+        assert asked.startswith(b"HTTP/1.1 204 ")
+        assert b"content-length" not in asked
+        assert asked.endswith(b"\r\n\r\n")
 
 
 @asynchronous

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from cluster.frames import Op
 from serve.openapi import OPERATIONS
 from serve.router import Router
-from tests.serve.edge import LOCAL, key_header, new_edge
+from tests.serve.edge import LOCAL, key_header, new_edge, scope_of
 from tests.serve.fake_owner import Maps, asynchronous, map_of
 
 ITEM = b'{"attributes":{"brand":"x","price":9.5},"embedding":[0.5,1]}'
@@ -167,6 +169,83 @@ async def test_frameworks_own_errors_are_problems_too(tmp_path: Path):
             reply = await edge.call(method, path)
             assert (reply.status, reply.json["status"]) == (status, status)
             assert reply.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize("quoted", ["%00", "a%00b", "%2F", "a%2Fb", "%FF", "%C3", "%ED%A0%80", "%"])
+def test_a_quoted_id_is_served_or_refused_and_never_taken_for_another(tmp_path: Path, quoted: str):
+    raw = unquote_to_bytes(quoted)
+
+    @asynchronous
+    async def check() -> None:
+        async with new_edge(tmp_path) as edge:
+            for operation in OPERATIONS:
+                path = operation.path.replace("{id}", quoted).replace("{name}", quoted)
+                for app in (edge.fast, edge.plain) if path != operation.path else ():
+                    reply = await edge.call(operation.method.upper(), path, b"{}", app=app)
+                    assert reply.status < 500, (operation, reply)
+                    if b"\xff" in raw or b"\xc3" in raw or b"\xed" in raw:
+                        # The owner must not see a replacement character.
+                        assert reply.status == 400
+                        assert reply.headers["content-type"] == "application/problem+json"
+                        assert not edge.owner.requests
+                        assert not edge.control.items
+            reply = await edge.call("GET", f"/v1/profiles/{quoted}")
+            if b"\0" in raw:
+                assert reply.status == 422
+            elif reply.status == 200:
+                assert msgspec.json.decode(reply.json["body"]) == {"userId": raw.decode()}
+
+    check()
+
+
+@asynchronous
+async def test_a_query_that_nobody_knows_changes_nothing(tmp_path: Path):
+    async with new_edge(tmp_path) as edge:
+        for app in (edge.fast, edge.plain):
+            call = edge.call("POST", "/v1/decide", b'{"userId":"a"}', app=app, query=b"x=%FF&y")
+            assert (await call).json["body"] == '{"userId":"a"}'
+
+
+@asynchronous
+async def test_a_huge_header_is_refused_with_a_short_answer(tmp_path: Path):
+    huge = b"x" * (1 << 20)
+    async with new_edge(tmp_path) as edge:
+        for name in (b"x-api-key", b"authorization", b"host", b"origin"):
+            headers = (LOCAL, (name, huge)) if name != b"host" else ((name, huge),)
+            for path in ("/v1/decide", "/v1/items:batch"):
+                reply = await edge.post(path, b'{"userId":"a"}', headers)
+                assert reply.status in (401, 403), name
+                assert len(reply.body) < 1000
+
+
+@asynchronous
+async def test_who_may_be_asked_with_get_may_be_asked_with_head(tmp_path: Path):
+    async with new_edge(tmp_path) as edge:
+        for operation in OPERATIONS:
+            path = operation.path.replace("{id}", "0" * 32)
+            reply = await edge.call("HEAD", path)
+            if operation.method == "get":
+                assert reply.status == (await edge.call("GET", path)).status
+        assert (await edge.call("HEAD", "/v1/decide")).status == 405
+
+
+@asynchronous
+async def test_a_caller_that_leaves_within_its_body_is_no_fault_of_ours(tmp_path: Path):
+    async with new_edge(tmp_path) as edge:
+        incoming = [
+            {"type": "http.request", "body": b"{", "more_body": True},
+            {"type": "http.disconnect"},
+        ]
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            return incoming.pop(0)
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await edge.plain(scope_of("POST", "/v1/items:batch", (LOCAL,)), receive, send)
+        assert edge.gateway.counts == {("POST /v1/items:batch", 400): 1}
 
 
 @asynchronous

@@ -178,6 +178,28 @@ async def test_another_sites_page_is_refused_without_a_key(tmp_path: Path):
 
 
 @asynchronous
+async def test_a_page_may_stream_only_with_a_key_that_lists_it(tmp_path: Path):
+    shop, evil = ((b"origin", b"https://%b.example" % name) for name in (b"shop", b"evil"))
+    async with new_edge(tmp_path, keyless=False, origins=("https://shop.example",)) as edge:
+        key = edge.keys.pk
+        for origin in (shop, evil):
+            by_subprotocol = Socket(edge.fast, (LOCAL, origin), ("onehop", key))
+            await by_subprotocol.accepted()
+            by_message = await opened(edge, (LOCAL, origin))
+            by_message.send({"apiKey": key})
+            for socket in (by_subprotocol, by_message):
+                socket.send({"type": "track", "id": 1, "anonymousId": "v1"})
+                (reply,) = await socket.replies(1)
+                if origin is shop:
+                    assert reply["answer"]["meta"] == "p:shop"
+                    await socket.close()
+                else:
+                    assert (reply["status"], reply["problem"]["field"]) == (403, "Origin")
+                    assert (await socket.outgoing.get())["code"] == 1008
+        assert len(edge.owner.requests) == 2
+
+
+@asynchronous
 async def test_in_flight_messages_are_bounded_by_not_reading(tmp_path: Path):
     gate = asyncio.Event()
 
