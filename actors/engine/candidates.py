@@ -244,6 +244,18 @@ def _collect(
         evidence,
         n,
     )
+    k.add_pair(
+        recent,
+        length,
+        starts,
+        history,
+        postings_at,
+        postings,
+        of,
+        items,
+        evidence,
+        n,
+    )
     for a in range(popular.shape[0]):
         k.add_candidate(popular[a], of, items, evidence, n)
     for item in range(max(items_n - FRESH_MAX, 0), items_n):

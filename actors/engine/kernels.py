@@ -30,7 +30,8 @@ PREVIOUS = 8  # it is the one before
 POPULAR = 9  # share of all events
 POPULAR_NOW = 10  # share of the newest events
 LIKED = 11  # shares attributes with the person's recent items
-EVIDENCE = 12
+PAIR = 12  # what followed the person's last two items, in this order
+EVIDENCE = 13
 # Products of two features: evidence that counts less (or more) as it grows, or on what the
 # person has already acted on, or on what is popular anyway.
 PRODUCTS = (
@@ -39,6 +40,7 @@ PRODUCTS = (
     (NEIGHBOURS, NEIGHBOURS),
     (BEFORE, BEFORE),
     (POPULAR, POPULAR),
+    (PAIR, PAIR),
     (AFTER, NEIGHBOURS),
     (AFTER, POPULAR),
     (AFTER, OWN_COUNT),
@@ -63,13 +65,14 @@ _EVIDENCE_NAMES = (
     "popularity",
     "recentPopularity",
     "attributes",
+    "lastTwo",
 )
 FEATURE_NAMES = _EVIDENCE_NAMES + tuple(
     f"{_EVIDENCE_NAMES[a]}*{_EVIDENCE_NAMES[b]}" for a, b in PRODUCTS
 )
 # Where learning starts: rounded means over public sets; see tests/bench/quality.json.
 PRIOR = np.zeros(FEATURES)
-PRIOR[:EVIDENCE] = 0.4, 0.15, 0.4, 0.1, 0.3, 0.0, 0.5, 0.0, 0.2, -0.4, 0.3, 0.1
+PRIOR[:EVIDENCE] = 0.4, 0.15, 0.4, 0.1, 0.3, 0.0, 0.5, 0.0, 0.2, -0.4, 0.3, 0.1, 0.2
 
 CANDIDATES_MAX = 4096
 RECENT_MAX = 20
@@ -311,6 +314,39 @@ def add_neighbours(
 
 
 @njit(cache=True, nogil=True)
+def add_pair(
+    recent: Any,
+    length: Any,
+    starts: Any,
+    history: Any,
+    postings_at: Any,
+    postings: Any,
+    of: Any,
+    items: Any,
+    evidence: Any,
+    n: Any,
+) -> None:
+    """What came next where the person's last two items stood side by side, in this order."""
+    if length < 2 or recent[0] >= postings_at.shape[0] - 1:
+        return
+    # One event's worth of doubt: what followed a pair once is not certain to follow it again.
+    total = np.float32(1.0)
+    first, stop = postings_at[recent[0]], postings_at[recent[0] + 1]
+    for turn in range(2):
+        for o in range(first, stop):
+            s, p = postings[o, 0], postings[o, 1]
+            if p > starts[s] and p + 1 < starts[s + 1] and history[p - 1] == recent[1]:
+                if turn == 0:
+                    total += np.float32(1.0)
+                else:
+                    slot = add_candidate(history[p + 1], of, items, evidence, n)
+                    if slot >= 0:
+                        evidence[PAIR, slot] += np.float32(1.0) / total
+        if total == 1.0:
+            break
+
+
+@njit(cache=True, nogil=True)
 def add_own(recent: Any, length: Any, of: Any, items: Any, evidence: Any, n: Any) -> None:
     """The person's own recent items: how lately, how often, and which are the last two."""
     weight = np.float32(1.0)
@@ -371,7 +407,7 @@ def to_features(
     sums  float64 [2], all of `counts` and of `recent_counts`
     """
     scale = np.float32(1.0 / FLOOR)
-    for feature in range(OWN):
+    for feature in (AFTER, DIRECT, NEIGHBOURS, NEIGHBOURS_BEFORE, BEFORE, PAIR):
         for c in range(n):
             if evidence[feature, c] > 0.0:
                 evidence[feature, c] = math.log(np.float32(1.0) + evidence[feature, c] * scale)
