@@ -83,6 +83,7 @@ class GatewayDeployment:
             map_wait_s=config.map_wait_s,
         )
         await router.start()
+        router.watch()
         keys = Keys(config.keys_path, keyless=config.loopback and config.loopback_without_key)
         replica = ray_serve.get_replica_context().replica_id.unique_id
         install(Gateway(keys, router, control, replica, config.request_timeout_s))

@@ -42,7 +42,8 @@ class Router:
     """Owners by key, one connection each.
 
     fetch_map   fetch_map(epoch) returns a map with a newer epoch, waiting for it at its own
-                discretion, or the newest; router asks only while something is amiss
+                discretion, or the newest; unless it is to `watch`, the router asks only while
+                something is amiss
     principal   "gateway" or a key's id; `secret` proves it
     inflight_max       requests held open per owner, and waiting for one: more raise Overloaded
     request_timeout_s  how long one attempt may take
@@ -79,6 +80,7 @@ class Router:
         self._refreshing: asyncio.Task[None] | None = None
         self._healing: asyncio.Task[None] | None = None
         self._sweeping: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._closed = False
 
     @property
@@ -108,10 +110,18 @@ class Router:
                 raise error
         self._heal()
 
+    def watch(self) -> None:
+        """Follow the map from now on, for a `fetch_map` that waits for a newer epoch.
+
+        An owner whose machine is gone closes no connection: without this, each request to it
+        would have to be late before anybody asked."""
+        self._watching = asyncio.create_task(self._watch())
+
     async def close(self) -> None:
         """End all connections; requests in flight raise Unavailable."""
         self._closed = True
-        tasks = [t for t in (self._sweeping, self._healing, self._refreshing) if t is not None]
+        started = (self._sweeping, self._watching, self._healing, self._refreshing)
+        tasks = [task for task in started if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -267,6 +277,15 @@ class Router:
                 attempt += 1
         finally:
             self._healing = None
+
+    async def _watch(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            epoch, asked_s = self.map.epoch, loop.time()
+            await asyncio.shield(self._refresh())
+            # Nothing new and not waited for it: the coordinator is away.
+            if self.map.epoch == epoch and loop.time() - asked_s < BACKOFF_MAX_S:
+                await asyncio.sleep(BACKOFF_MAX_S)
 
     def _refresh(self) -> asyncio.Task[None]:
         """The one running request for a newer map; all that need one share it."""

@@ -9,6 +9,7 @@ import pytest
 from cluster.errors import Overloaded, Unavailable
 from cluster.frames import Op
 from cluster.keys import HASH_SPACE
+from cluster.partition_map import PartitionMap
 from serve.router import MOVED_MAX, RESENT_MAX
 from tests.serve.fake_owner import Answer, FakeOwner, Maps, asynchronous, echo, map_of, new_router
 
@@ -201,6 +202,57 @@ async def test_a_map_that_can_not_be_fetched_is_asked_for_again() -> None:
     assert await waiting == (200, b"16||x")
     await router.close()
     await new.stop()
+
+
+class News(Maps):
+    """As the coordinator: answers when there is something newer, at the latest after a while."""
+
+    async def __call__(self, epoch: int) -> PartitionMap:
+        self.asked += 1
+        if self.error is not None:
+            raise self.error
+        for _ in range(500):
+            if self.newest.epoch > epoch:
+                break
+            await asyncio.sleep(0.01)
+        return self.newest
+
+
+@asynchronous
+async def test_a_router_that_watches_leaves_an_owner_that_vanished_without_a_request() -> None:
+    before = asyncio.all_tasks()
+    silent = await FakeOwner(lambda op, meta, body: None, name="silent").start()
+    fresh = await FakeOwner(name="fresh").start()
+    maps = News(map_of(1, silent))
+    router = new_router(maps)
+    await router.start()
+    router.watch()
+    # Two changes, so that it also looks again after the first.
+    for epoch in (2, 3):
+        maps.newest = map_of(epoch, fresh)
+        while router.map.epoch < epoch:
+            await asyncio.sleep(0.01)
+    assert await router.call(Op.DECIDE, 1, b"{}") == (200, b"16||{}")
+    assert not silent.requests
+    await router.close()
+    await silent.stop()
+    await fresh.stop()
+    assert asyncio.all_tasks() == before
+
+
+@asynchronous
+async def test_a_router_that_watches_does_not_hammer_a_coordinator_that_is_away() -> None:
+    fake = await FakeOwner().start()
+    maps = News(map_of(1, fake))
+    router = new_router(maps)
+    await router.start()
+    maps.error = Unavailable("away")
+    router.watch()
+    await asyncio.sleep(0.3)
+    assert maps.asked == 2
+    assert await router.call(Op.DECIDE, 1, b"{}") == (200, b"16||{}")
+    await router.close()
+    await fake.stop()
 
 
 @asynchronous
