@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.context import Codes
 from actors.engine.interface import Ranking
 from actors.engine.kernels import FEATURE_NAMES
 from actors.messages import Decision, DecisionSpec, Ranked, Rejected
@@ -16,6 +17,10 @@ from actors.store import ProfileStore
 from actors.tenant import Tenant
 
 _NO_ITEMS: NDArray[np.int32] = np.zeros(0, np.int32)
+
+
+CONTEXT_CANDIDATES = 100
+"""With a context at least so many are ranked, since it may lift one that stood further down."""
 
 
 class Planned(NamedTuple):
@@ -91,17 +96,18 @@ def decide(
     ids = tenant.catalogue.ids
     ranked = [Ranked(ids[p.item], p.score, p.probability, p.reason) for p in places]
     if explain:
-        _explain(tenant, spec, who.row, places, ranked)
+        _explain(tenant, spec, who, places, ranked)
     policy = tenant.vector if spec.policy == "vector" else tenant.engine
     return Decision(decision_id, spec.surface, policy.policy_id, policy.version, ranked, rejected)
 
 
 class Who(NamedTuple):
-    """For whom and when a decision is made. row -1: somebody without a profile."""
+    """For whom, when and in which context a decision is made. row -1: a person without profile."""
 
     store: ProfileStore
     row: int
     now_s: int
+    context: Codes
     rng: np.random.Generator
 
 
@@ -123,16 +129,18 @@ def _places(ranking: Ranking) -> list[Place]:
 
 
 def _explain(
-    tenant: Tenant, spec: DecisionSpec, row: int, places: list[Place], ranked: list[Ranked]
+    tenant: Tenant, spec: DecisionSpec, who: Who, places: list[Place], ranked: list[Ranked]
 ) -> None:
     """Tell of every result what its score is made of; the parts add up to it."""
     if spec.policy == "vector":
         for entry in ranked:
             entry.explanation = {"vector": entry.score}
         return
-    parts = tenant.engine.explain(row, np.array([place.item for place in places], np.int32))
-    for entry, values in zip(ranked, parts.tolist(), strict=True):
-        named = zip(FEATURE_NAMES, values, strict=True)
+    items = np.array([place.item for place in places], np.int32)
+    parts = tenant.engine.explain(who.row, items)
+    lift = tenant.context.lift(who.context, items, tenant.catalogue.attribute_ids)
+    for entry, values, context in zip(ranked, parts.tolist(), lift.tolist(), strict=True):
+        named = zip((*FEATURE_NAMES, "context"), (*values, context), strict=True)
         entry.explanation = {name: value for name, value in named if value != 0.0}
 
 
@@ -146,4 +154,20 @@ def _rank(
     if exclude_seen is None:
         # Content is read once; a product seen lately may be what the person comes back for.
         exclude_seen = spec.surface == "content"
-    return tenant.engine.rank(who.row, candidates, k, who.now_s, planned.excluded, exclude_seen)
+    wanted = k if not len(who.context) else max(4 * k, CONTEXT_CANDIDATES)
+    ranking = tenant.engine.rank(
+        who.row, candidates, wanted, who.now_s, planned.excluded, exclude_seen
+    )
+    return ranking if not len(who.context) else _in_context(tenant, ranking, k, who.context)
+
+
+def _in_context(tenant: Tenant, ranking: Ranking, k: int, context: Codes) -> Ranking:
+    """The k best once the context is counted in; the probabilities keep their sum."""
+    lift = tenant.context.lift(context, ranking.items, tenant.catalogue.attribute_ids)
+    scores = ranking.scores + lift
+    order = np.argsort(-scores, kind="stable")[:k]
+    likelier = ranking.probabilities * np.exp(lift)
+    total = float(likelier.sum())
+    if total > 0.0:
+        likelier *= float(ranking.probabilities.sum()) / total
+    return Ranking(ranking.items[order], scores[order], likelier[order])

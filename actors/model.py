@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
+from actors.context import SLOTS
 from actors.engine import base as bases
 from actors.engine import history, kernels
 from actors.engine.base import Base
@@ -41,18 +43,21 @@ class Model:
         self._events_max = events_max
         self.history = history.empty()
         self.sums = Stacker(kernels.PRIOR).sums()
+        self.context: NDArray[np.float32] = np.zeros(SLOTS, np.float32)
         self.number = 0
 
     @property
     def name(self) -> str:
         return f"m{self.number}"
 
-    def add(self, deltas: Sequence[Delta]) -> None:
-        """Merge deltas; each must come once."""
+    def add(self, deltas: Sequence[Delta], contexts: Sequence[NDArray[np.float32]] = ()) -> None:
+        """Merge deltas, and counts by context; each must come once."""
         parts = [self.history, *(delta.history for delta in deltas)]
         self.history = history.merge(parts, self._events_max)
         for delta in deltas:
             self.sums = self.sums.plus(delta.sums)
+        for counts in contexts:
+            self.context = self.context + counts
         self.number += 1
 
     def base(self, items_n: int) -> Base:
@@ -62,7 +67,8 @@ class Model:
     def to_bytes(self) -> bytes:
         """The model as a NumPy archive of named arrays."""
         buffer = io.BytesIO()
-        np.savez(buffer, number=self.number, **self.history._asdict(), **self.sums._asdict())
+        arrays = {**self.history._asdict(), **self.sums._asdict(), "context": self.context}
+        np.savez(buffer, number=self.number, **arrays)
         return buffer.getvalue()
 
     @classmethod
@@ -73,6 +79,7 @@ class Model:
             model.history = History(*(arrays[name] for name in History._fields))
             model.sums = Sums(*(arrays[name] for name in Sums._fields))
             model.number = int(arrays["number"])
+            model.context = arrays["context"]
         if model.sums.precision.shape != Stacker(kernels.PRIOR).precision.shape:
             raise ValueError("the model has other features than this engine")
         return model
@@ -131,6 +138,7 @@ class Taken(NamedTuple):
     stale: bool
     items: dict[str, int]
     deltas: dict[str, Delta]
+    contexts: dict[str, NDArray[np.float32]]
 
 
 class Learner(Protocol):
@@ -144,14 +152,14 @@ class Learner(Protocol):
 class Merger:
     """Asks all shards for what they learned, merges it, and gives the base to all of them.
 
-    publish(base, sums)  makes what is handed to `Learner.install`, once for all shards
+    publish(base, sums, context)  makes what is handed to `Learner.install`, once for all shards
     """
 
     def __init__(
         self,
         learners: dict[str, Learner],
         folder: Path,
-        publish: Callable[[Base, Sums], Any],
+        publish: Callable[[Base, Sums, NDArray[np.float32]], Any],
         interval_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -194,12 +202,13 @@ class Merger:
             names = list(self._learners)
             answers = await asyncio.gather(*(self._take(name) for name in names))
             fresh: dict[str, list[Delta]] = {}
+            contexts: dict[str, list[NDArray[np.float32]]] = {}
             for name, taken in zip(names, answers, strict=True):
                 if taken is not None:
-                    self._note(name, taken, fresh)
+                    self._note(name, taken, fresh, contexts)
             for tenant, deltas in fresh.items():
                 model = self._models.setdefault(tenant, Model())
-                await asyncio.to_thread(model.add, deltas)
+                await asyncio.to_thread(model.add, deltas, contexts.get(tenant, []))
                 self._unsaved.add(tenant)
             for tenant in self._install_next | set(fresh):
                 await self._install(tenant)
@@ -207,7 +216,13 @@ class Merger:
             if self._clock() - self._saved_at >= SAVE_S:
                 await asyncio.to_thread(self.save)
 
-    def _note(self, name: str, taken: Taken, fresh: dict[str, list[Delta]]) -> None:
+    def _note(
+        self,
+        name: str,
+        taken: Taken,
+        fresh: dict[str, list[Delta]],
+        contexts: dict[str, list[NDArray[np.float32]]],
+    ) -> None:
         if taken.life != self._lives.get(name):
             self._lives[name] = taken.life
             self._included = {k: v for k, v in self._included.items() if k[0] != name}
@@ -218,6 +233,8 @@ class Merger:
             self._included[name, tenant] = delta.number
             if not taken.stale:
                 fresh.setdefault(tenant, []).append(delta)
+                if tenant in taken.contexts:
+                    contexts.setdefault(tenant, []).append(taken.contexts[tenant])
 
     async def rollback(self, tenant: str, name: str) -> str:
         """Answer from a saved version again; what was learned since is dropped.
@@ -258,7 +275,7 @@ class Merger:
     async def _install(self, tenant: str) -> None:
         model = self._models[tenant]
         base = await asyncio.to_thread(model.base, self._items.get(tenant, 0))
-        published = self._publish(base, model.sums)
+        published = self._publish(base, model.sums, model.context)
 
         async def give(name: str, learner: Learner) -> None:
             included = self._included.get((name, tenant), 0)

@@ -7,7 +7,9 @@ import logging
 from typing import Any
 
 import msgspec
+import numpy as np
 import ray
+from numpy.typing import NDArray
 from ray.exceptions import RayActorError
 
 from actors.engine.base import Base
@@ -43,9 +45,9 @@ class RayLearner:
             raise Unavailable(f"{self._actor_name}: {error}") from None
 
 
-def _publish(base: Base, sums: Sums) -> Any:
+def _publish(base: Base, sums: Sums, context: NDArray[np.float32]) -> Any:
     # Shards map the arrays where they lie in the object store: no copy per shard.
-    return ray.put((base, sums))
+    return ray.put((base, sums, context))
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)

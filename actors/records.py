@@ -39,7 +39,10 @@ class Answer(Record, frozen=True, tag="a"):
 
 
 class Observed(Record, frozen=True, tag="o"):
-    """Events of one person, and what was decided. sequence 0 = nothing was decided."""
+    """Events of one person, and what was decided. sequence 0 = nothing was decided.
+
+    context  codes of the request's context, for what is learned from it
+    """
 
     tenant: str
     key: bytes
@@ -48,6 +51,7 @@ class Observed(Record, frozen=True, tag="o"):
     applied: list[Applied]
     sequence: int
     answer: Answer
+    context: list[int] = []
 
 
 class Identified(Record, frozen=True, tag="i"):

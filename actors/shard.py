@@ -18,6 +18,7 @@ import numpy as np
 
 from actors import records
 from actors.checked import check_event, decode, refusal
+from actors.context import NO_CODES, codes_of
 from actors.decide import Who, decide, plan
 from actors.messages import (
     DecideAnswer,
@@ -154,12 +155,13 @@ class Shard(ShardState):
             plan(tenant, spec, f"decisions[{i}].") for i, spec in enumerate(request.decisions)
         ]
         session = hash_session(request.session_id)
-        row = self.apply_events(tenant, key, applied, session)
+        context = codes_of(request.context)
+        row = self.apply_events(tenant, key, applied, session, context)
         applied_ns = perf_counter_ns()
         first = self._sequence
         self._sequence += 16
         place = key[:8].hex()
-        who = Who(self.store, row, int(now_s), self._rng)
+        who = Who(self.store, row, int(now_s), context, self._rng)
         decisions = [
             decide(tenant, f"{place}{first + i:016x}", one, who, request.explain)
             for i, one in enumerate(planned)
@@ -189,6 +191,7 @@ class Shard(ShardState):
             applied,
             first if decisions else 0,
             records.Answer(message_id or "", digest(Op.DECIDE, body), answer),
+            context.tolist(),
         )
         self.remember(record, row)
         self.log(record)
@@ -248,7 +251,7 @@ class Shard(ShardState):
         future_s = self.config.event_future_s
         applied = [check_event(tenant, event, request.sent_at, now_s, future_s, "")]
         session = hash_session(request.session_id)
-        row = self.apply_events(tenant, key, applied, session)
+        row = self.apply_events(tenant, key, applied, session, NO_CODES)
         answer = self._answer(request.message_id, op, body, row)
         record = Observed(caller.tenant, key, session, int(now_s), applied, 0, answer)
         self.remember(record, row)

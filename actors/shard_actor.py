@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import ray
 from numpy.typing import NDArray
 
@@ -160,15 +161,26 @@ class ShardActor:
             # Only the number counts, so the rest need not travel.
             nothing = history.empty()
             deltas = {name: delta._replace(history=nothing) for name, delta in deltas.items()}
+        contexts = {}
+        for name, tenant in self.shard.tenants.items():
+            counts = tenant.context.take() if name in deltas else None
+            if counts is not None:
+                contexts[name] = counts
         items = {name: tenant.catalogue.n for name, tenant in self.shard.tenants.items()}
-        return Taken(self.life, stale, items, deltas)
+        return Taken(self.life, stale, items, deltas, contexts)
 
     async def install_model(
-        self, tenant: str, published: tuple[Base, Sums], name: str, included: int
+        self,
+        tenant: str,
+        published: tuple[Base, Sums, NDArray[np.float32]],
+        name: str,
+        included: int,
     ) -> None:
         """Decide with a merged base from now on; its arrays stay where Ray has mapped them."""
-        base, sums = published
-        self.shard.tenant(tenant).engine.install(shared(base), sums, name, included)
+        base, sums, context = published
+        state = self.shard.tenant(tenant)
+        state.engine.install(shared(base), sums, name, included)
+        state.context.install(context)
 
     async def stats(self) -> dict[str, Any]:
         return self.shard.stats()

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from actors import events, records
 from actors.catalogue import CatalogueDump
 from actors.checked import Applied
+from actors.context import Codes
 from actors.journal import Journal
 from actors.messages import Item
 from actors.profile import merge_traits
@@ -92,7 +93,9 @@ class ShardState:
             tenant.event_types.on_new = lambda new: self.log(Named(name, new))
         return tenant
 
-    def apply_events(self, tenant: Tenant, key: bytes, applied: list[Applied], session: int) -> int:
+    def apply_events(
+        self, tenant: Tenant, key: bytes, applied: list[Applied], session: int, context: Codes
+    ) -> int:
         """Apply checked events to the person; returns the row, -1 if there is no profile."""
         store = self.store
         row = store.find(key)
@@ -118,6 +121,8 @@ class ShardState:
             if events.enters_ring(kind, item):
                 if self._learns:
                     tenant.engine.learn(row, item, kind, value, time_s)
+                    if len(context):
+                        tenant.context.learn(context, item, catalogue.attribute_ids[item])
                 store.enter_ring(row, item, kind, value, time_s)
                 if catalogue.embeddings is not None and weight > 0.0:
                     store.blend(row, item, catalogue.embeddings)
@@ -244,7 +249,13 @@ class ShardState:
         match record:
             case Observed():
                 tenant = self.tenant(record.tenant)
-                row = self.apply_events(tenant, record.key, record.applied, record.session)
+                row = self.apply_events(
+                    tenant,
+                    record.key,
+                    record.applied,
+                    record.session,
+                    np.array(record.context, np.int64),
+                )
                 self.remember(record, row)
             case Identified():
                 self.remember(record, self.set_traits(record.key, record.now_s, record.traits))

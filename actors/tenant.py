@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.catalogue import Catalogue
+from actors.context import ContextCounts
 from actors.engine.engine import NextAction
 from actors.engine.vector import VectorPolicy
 from actors.events import EventTypes
@@ -31,6 +32,7 @@ class Tenant:
             config.profiles_max,
             session_gap_s=config.session_gap_s,
         )
+        self.context = ContextCounts()
         self.vector = VectorPolicy(store, self.catalogue, config.items_max)
         self._masks: dict[tuple[str, str], tuple[int, Mask]] = {}
 

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from actors.catalogue import Catalogue
+from actors.context import ContextCounts, codes_of
 from actors.engine.base import Base
 from actors.engine.engine import NextAction
 from actors.engine.stacker import Sums
@@ -38,6 +40,7 @@ class Shard:
         self.catalogue = Catalogue(ITEMS)
         self.catalogue.register([f"i{i}" for i in range(ITEMS)])
         self.engine = NextAction(self.store, self.catalogue, ITEMS, 2048)
+        self.context = ContextCounts()
         replayed, self.log = self.log, []
         for event in replayed:
             self.see(*event)
@@ -48,23 +51,28 @@ class Shard:
         row = self.store.ensure(key, time_s)
         self.engine.learn(row, item, 1, 0.0, time_s)
         self.store.enter_ring(row, item, 1, 0.0, time_s)
+        codes = codes_of({"device": f"d{person % 2}"})
+        self.context.learn(codes, item, self.catalogue.attribute_ids[item])
 
     async def take_deltas(self, known_life: str) -> Taken:
         if self.dead:
             raise Unavailable("dead")
         life = f"life {self.lives}"
         stale = known_life not in ("", life)
-        return Taken(life, stale, {"t": ITEMS}, {"t": self.engine.take_delta()})
+        counts = self.context.take()
+        contexts = {} if counts is None else {"t": counts}
+        return Taken(life, stale, {"t": ITEMS}, {"t": self.engine.take_delta()}, contexts)
 
     async def install(self, tenant: str, published: Any, name: str, included: int) -> None:
         if self.dead:
             raise Unavailable("dead")
-        base, sums = published
+        base, sums, context = published
         self.engine.install(base, sums, name, included)
+        self.context.install(context)
 
 
-def publish(base: Base, sums: Sums) -> Any:
-    return base, sums
+def publish(base: Base, sums: Sums, context: NDArray[np.float32]) -> Any:
+    return base, sums, context
 
 
 def new_merger(shards: list[Shard], folder: Path) -> Merger:
@@ -101,6 +109,7 @@ def test_every_event_of_every_shard_is_in_the_model_once(tmp_path: Path) -> None
         counts = np.bincount(seen(shards), minlength=ITEMS)
         for shard in shards:
             assert shard.engine._live.counts[:ITEMS].tolist() == counts.tolist()
+            assert np.array_equal(shard.context._table, merger._models["t"].context)
             assert shard.engine.version == f"{merger._models['t'].name}+0"
 
     asyncio.run(act())
@@ -194,9 +203,12 @@ def test_a_model_survives_its_file() -> None:
     shard = Shard(0)
     visit(shard, random.Random(5), 100)
     model = Model()
-    model.add([shard.engine.take_delta()])
+    counts = shard.context.take()
+    assert counts is not None
+    model.add([shard.engine.take_delta()], [counts])
     again = Model.from_bytes(model.to_bytes())
     assert again.number == model.number
+    assert np.array_equal(again.context, model.context)
     for field in ("history", "sums"):
         for ours, theirs in zip(getattr(model, field), getattr(again, field), strict=True):
             assert np.array_equal(ours, theirs)
