@@ -1,6 +1,6 @@
 """How good the engine's answers are, and what they cost: the code that serves is measured.
 
-    python -m tests.bench.quality PATH... [--json F] [--online] [--ablate] [--cases N]
+    python -m tests.bench.quality PATH... [--json F] [--online] [--compare] [--ablate] [--cases N]
 
 A PATH is a folder in one of the formats of `quality_data`. Train is loaded into a `Shard` as the
 stream that it was; then each test case is one `decide` request. What a person did before is put
@@ -27,10 +27,13 @@ from actors.shard import Shard
 from cluster.config import Config
 from cluster.frames import Op
 from cluster.keys import HASH_SPACE, KeyRange
+from tests.bench.harness import Row, report, table
+from tests.bench.quality_baselines import baselines, rank_of
 from tests.bench.quality_data import STEP_S, TIME_MAX_S, Case, Data, read
 
 SEED = 7
 CALLER = Caller("s", "default")
+PACKAGES = ("numpy", "numba", "msgspec")
 RESULTS = 100
 EXCLUDED_MAX = 1000
 BINS = 20
@@ -39,7 +42,12 @@ COMPONENTS = {
     "neighbours": (kernels.NEIGHBOURS, kernels.NEIGHBOURS_BEFORE),
     "own history": (kernels.OWN, kernels.OWN_COUNT, kernels.CURRENT, kernels.PREVIOUS),
     "popularity": (kernels.POPULAR, kernels.POPULAR_NOW),
+    "last two": (kernels.PAIR,),
 }
+COLUMNS = (
+    *("set", "arm", "hr20", "mrr20", "r10", "ndcg10", "logloss", "acc1", "acc5", "ece"),
+    *("p50_us", "p99_us", "learn_us", "learn_us_p99", "model_bytes", "load_s", "tune_s", "cases"),
+)
 
 
 class Outcome(NamedTuple):
@@ -196,9 +204,7 @@ def chosen_sessions(data: Data, cases_max: int) -> list[tuple[int, list[Case]]]:
     return [(i, data.sessions[i]) for i in np.sort(picks).tolist()]
 
 
-def measure(
-    data: Data, cases_max: int, online: bool, silenced: Iterable[int] = ()
-) -> dict[str, Any]:
+def measure(data: Data, cases_max: int, online: bool, silenced: Iterable[int] = ()) -> Row:
     """One row of the table: the engine on one data set."""
     subject = Subject(data, silenced)
     outcomes = []
@@ -211,7 +217,7 @@ def measure(
             longest = max(cases, key=lambda case: len(case.history))
             subject.learn([*longest.history, longest.target], f"session {number}")
             subject.engine.settle()
-    row: dict[str, Any] = {"set": data.name, "arm": "onehop online" if online else "onehop"}
+    row: Row = {"set": data.name, "arm": "onehop online" if online else "onehop"}
     row |= metrics(data, [o.rank for o in outcomes])
     if data.kind == "pages":
         row["logloss"] = float(np.mean([-np.log(max(o.probability, 1e-9)) for o in outcomes]))
@@ -227,7 +233,46 @@ def measure(
         "load_s": subject.load_s,
         "tune_s": subject.tune_s,
         "cases": len(outcomes),
-        "weights": [round(float(w), 3) for w in subject.engine.stacker.weights],
+    }
+
+
+def compare(data: Data, cases_max: int) -> list[Row]:
+    """The rows of the published baselines, learned from train only."""
+    found = []
+    for arm, score in baselines(data).items():
+        ranks, us = [], []
+        for _, cases in chosen_sessions(data, cases_max):
+            for case in cases:
+                started = perf_counter_ns()
+                scores = score(case.history)
+                us.append((perf_counter_ns() - started) / 1e3)
+                ranks.append(rank_of(scores, case, data.hidden))
+        row: Row = {"set": data.name, "arm": arm} | metrics(data, ranks)
+        found.append(row | {"p50_us": float(np.median(us)), "cases": len(ranks)})
+    return found
+
+
+def ablate(data: Data, cases_max: int) -> list[Row]:
+    """One row per component that is left out: its weights are held at 0 while the others learn."""
+    rows = []
+    for name, features in COMPONENTS.items():
+        products = [
+            kernels.EVIDENCE + i
+            for i, pair in enumerate(kernels.PRODUCTS)
+            if set(pair) & set(features)
+        ]
+        row = measure(data, cases_max, False, [*features, *products])
+        rows.append(row | {"arm": f"without {name}"})
+    return rows
+
+
+def tidy(row: Row) -> Row:
+    """The row with as many digits as say something."""
+    digits = {"p50_us": 1, "p99_us": 1, "learn_us": 1, "learn_us_p99": 1, "load_s": 2, "tune_s": 2}
+    return {
+        k: round(v, digits.get(k, 4)) if isinstance(v, float) else v
+        for k, v in row.items()
+        if k in COLUMNS
     }
 
 
@@ -236,14 +281,22 @@ def main() -> None:
     parser.add_argument("paths", nargs="+", type=Path)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--online", action="store_true", help="learn each finished test session")
+    parser.add_argument("--compare", action="store_true", help="also run published baselines")
     parser.add_argument("--ablate", action="store_true", help="also leave out each component")
     parser.add_argument("--cases", type=int, default=0, help="about so many test cases; 0 = all")
     options = parser.parse_args()
-    rows = []
+    rows: list[Row] = []
     for path in options.paths:
         data = read(path)
-        rows.append(measure(data, options.cases, options.online))
-        print(rows[-1], flush=True)
+        rows.append(measure(data, options.cases, False))
+        if options.online and data.kind == "next-item":
+            rows.append(measure(data, options.cases, True))
+        if options.compare:
+            rows += compare(data, options.cases)
+        if options.ablate:
+            rows += ablate(data, options.cases)
+        print(table([tidy(row) for row in rows]), flush=True)
+    report("quality", SEED, [tidy(row) for row in rows], {}, PACKAGES, options.json)
 
 
 if __name__ == "__main__":
