@@ -1,6 +1,5 @@
 """Requests made from the OpenAPI document, right and wrong ones, never get a 5xx."""
 
-import time
 from typing import Any
 
 import pytest
@@ -12,10 +11,9 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from cluster.access import read_keys
-from serve.auth import generate_key, write_keys
 from serve.launch import Cluster
 from serve.openapi import document
+from tests.serve.tenants import new_tenant
 
 EXAMPLES = 20
 
@@ -26,10 +24,7 @@ schema = schemathesis.openapi.from_dict(document())
 @pytest.fixture(scope="session")
 def fuzz_key(cluster: Cluster) -> str:
     """A key of a tenant of its own, so that nothing made up here meets another test's data."""
-    text, stored = generate_key("sk", "fuzz", time.time())
-    path = cluster.config.keys_path
-    write_keys(path, [*read_keys(path), stored])
-    return text
+    return new_tenant(cluster, "fuzz")
 
 
 @pytest.mark.cluster
