@@ -1,41 +1,83 @@
 """Turns sealed log segments into a snapshot, in a process of its own: `python -m actors.compact`.
 
 It replays what recovery would replay, so serving is never paused, nothing is forked, and every
-snapshot is the proof that the log before it can be recovered. The settings come as JSON on
-standard input; the shard that started it deletes what the snapshot makes superfluous.
+snapshot is the proof that the log before it can be recovered. The settings come as a line of JSON
+on standard input, which stays open for as long as the shard lives; the shard that started it
+deletes what the snapshot makes superfluous.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
+import threading
 from pathlib import Path
 
 import msgspec
 
-from actors.recovery import replay
+from actors.recovery import drop_superfluous, lock_folder, replay
 from actors.snapshot import write_snapshot
 from actors.state import ShardState
-from actors.wal import segments
+from actors.wal import WalCorrupt, first_seq_of, segments
 from cluster.config import Config
 from cluster.keys import HASH_SPACE, KeyRange
 
 NICE = 10
+LOCK = "compact.lock"
 
 
 def compact(folder: Path, config: Config) -> Path | None:
-    """Write a snapshot up to the last sealed segment; None if there is no sealed one."""
-    sealed = segments(folder)[:-1]
-    if not sealed:
-        return None
-    state = ShardState("compact", KeyRange(0, HASH_SPACE), config, learns=False)
-    end = replay(state, folder, sealed)
-    return write_snapshot(state, folder, end)
+    """Write a snapshot up to the last sealed segment; None if there is no sealed one.
+
+    Raises Unavailable if another process does so already, WalCorrupt if the log can't be trusted.
+    """
+    # A compaction may outlive its shard; beside the successor's, both would write the same file.
+    lock = lock_folder(folder, 0.0, LOCK)
+    try:
+        for unfinished in folder.glob("snap-*.tmp"):
+            unfinished.unlink()
+        *sealed, active = segments(folder)
+        if not sealed:
+            return None
+        state = ShardState("compact", KeyRange(0, HASH_SPACE), config, learns=False)
+        end = replay(state, folder, sealed)
+        if end.next_seq != first_seq_of(active):
+            raise WalCorrupt(str(sealed[-1]), end.offset, f"ends before {active.name} begins")
+        return write_snapshot(state, folder, end)
+    finally:
+        os.close(lock)
+
+
+async def run_compaction(folder: Path, config: Config) -> None:
+    """The shard's side: start the process, wait for it, delete what is superfluous then.
+
+    Raises OSError if there is no new snapshot.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "actors.compact", str(folder)),
+        stdin=asyncio.subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert process.stdin is not None
+    process.stdin.write(msgspec.json.encode(config) + b"\n")
+    code = await process.wait()
+    if code != 0:
+        raise OSError(f"compaction ended with code {code}")
+    await asyncio.to_thread(drop_superfluous, folder)
+
+
+def _end_with_the_shard() -> None:
+    # Not through sys.stdin, whose lock the interpreter wants when it ends.
+    while os.read(0, 1):
+        pass
+    os._exit(1)
 
 
 def main() -> int:
     os.nice(NICE)
-    config = msgspec.json.decode(sys.stdin.buffer.read(), type=Config)
+    config = msgspec.json.decode(sys.stdin.buffer.readline(), type=Config)
+    threading.Thread(target=_end_with_the_shard, daemon=True).start()
     compact(Path(sys.argv[1]), config)
     return 0
 

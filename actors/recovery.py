@@ -12,7 +12,7 @@ from pathlib import Path
 from actors import records
 from actors.snapshot import read_snapshot, snapshots
 from actors.state import ShardState
-from actors.wal import End, Reader, first_seq_of, fsync_folder, segments
+from actors.wal import End, Reader, WalCorrupt, first_seq_of, fsync_folder, segments
 from cluster.errors import Unavailable
 
 LOG = logging.getLogger("onehop.actors")
@@ -20,13 +20,16 @@ LOG = logging.getLogger("onehop.actors")
 LOCK_WAIT_S = 10.0
 
 
-def lock_folder(folder: Path, wait_s: float = LOCK_WAIT_S) -> int:
+def lock_folder(folder: Path, wait_s: float = LOCK_WAIT_S, name: str = "lock") -> int:
     """Hold a folder for this process alone; returns the descriptor that holds it.
 
     A predecessor that is dying gets `wait_s`. Raises Unavailable if another still holds it then.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    # What is in a folder is no more durable than the names that lead to it.
+    for parent in (folder.parent, folder.parent.parent):
+        fsync_folder(parent)
+    descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o600)
     deadline_s = time.monotonic() + wait_s
     while True:
         try:
@@ -52,7 +55,13 @@ def replay(state: ShardState, folder: Path, paths: list[Path] | None = None) -> 
         # The first segment may begin before the snapshot ends.
         for record in batch.records[max(start.next_seq - batch.first_seq, 0) :]:
             state.replay(records.decode(record))
-    return reader.end if reader.end.path is not None else start
+    if reader.end.path is None:
+        return start
+    if reader.end.next_seq < start.next_seq:
+        # Going on would give out sequence numbers anew, which the snapshot hides from replay.
+        reason = f"the log ends before sequence {start.next_seq}, where the snapshot does"
+        raise WalCorrupt(str(reader.end.path), reader.end.offset, reason)
+    return reader.end
 
 
 def recover(state: ShardState, folder: Path) -> End:

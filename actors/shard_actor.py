@@ -10,7 +10,6 @@ import gc
 import logging
 import os
 import secrets
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import ray
 from numpy.typing import NDArray
 
 from actors.catalogue import CatalogueDump
+from actors.compact import run_compaction
 from actors.coordinator import Started
 from actors.endpoint import Endpoint
 from actors.engine import history
@@ -29,7 +29,7 @@ from actors.engine.stacker import Sums
 from actors.journal import Journal
 from actors.model import Taken
 from actors.principals import Principals
-from actors.recovery import drop_superfluous, lock_folder, recover
+from actors.recovery import lock_folder, recover
 from actors.shard import Shard
 from actors.wal import segments
 from actors.warm_up import warm_up
@@ -40,6 +40,8 @@ LOG = logging.getLogger("onehop.actors")
 
 SWEEP_S = 10.0
 COMPACT_S = 5.0
+# What failed once, for want of room say, fails again a moment later, and costs a core meanwhile.
+COMPACT_RETRY_S = 60.0
 # Events applied in one turn of a warm start; more would keep requests waiting over 10 ms.
 LOAD_EVENTS_MAX = 20_000
 
@@ -206,18 +208,12 @@ class ShardActor:
         folder = self._folder()
         while self.shard.journal is not None:
             await asyncio.sleep(COMPACT_S)
-            if len(segments(folder)) < 2:
-                continue
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "actors.compact", str(folder)),
-                stdin=asyncio.subprocess.PIPE,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-            )
-            await process.communicate(msgspec.json.encode(self.config))
-            if process.returncode == 0:
-                await asyncio.to_thread(drop_superfluous, folder)
-            else:
-                LOG.error("shard %s: compaction failed; the log grows", self.shard.shard_id)
+            try:
+                if len(segments(folder)) > 1:
+                    await run_compaction(folder, self.config)
+            except OSError as error:
+                LOG.error("shard %s: %s; the log grows", self.shard.shard_id, error)
+                await asyncio.sleep(COMPACT_RETRY_S)
 
     def _folder(self) -> Path:
         return self.config.data_path / "shards" / self.shard.shard_id

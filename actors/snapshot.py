@@ -98,14 +98,19 @@ def write_snapshot(state: ShardState, folder: Path, end: End) -> Path:
     encoded = msgspec.msgpack.encode(meta)
     path = snapshot_path(folder, end.next_seq)
     temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        file.write(_HEAD.pack(MAGIC, crc32(encoded), len(encoded)))
-        file.write(encoded)
-        for entry, array in zip(meta.arrays, arrays.values(), strict=True):
-            file.seek(entry.offset)
-            file.write(array.view(np.uint8).data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(_HEAD.pack(MAGIC, crc32(encoded), len(encoded)))
+            file.write(encoded)
+            for entry, array in zip(meta.arrays, arrays.values(), strict=True):
+                file.seek(entry.offset)
+                file.write(array.view(np.uint8).data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        # Half a snapshot must not keep the log from the last room on the disk.
+        temporary.unlink(missing_ok=True)
+        raise
     temporary.rename(path)
     fsync_folder(folder)
     return path
