@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from array import array
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.checked import refusal
 from actors.context import Codes
+from actors.engine.features import FEATURE_NAMES
 from actors.engine.interface import Ranking
-from actors.engine.kernels import FEATURE_NAMES
-from actors.messages import Decision, DecisionSpec, Ranked, Rejected
-from actors.rules import Filling, Place, Rules, check_rules
+from actors.messages import Action, Actions, Decision, DecisionSpec, Ranked, Rejected
+from actors.rules import Filling, Rules, check_rules
 from actors.store import ProfileStore
 from actors.tenant import Tenant
+from cluster.errors import RequestError
 
 _NO_ITEMS: NDArray[np.int32] = np.zeros(0, np.int32)
 
+
+_decode_actions = msgspec.json.Decoder(Actions).decode
 
 CONTEXT_CANDIDATES = 100
 """With a context at least so many are ranked, since it may lift one that stood further down."""
@@ -48,22 +52,26 @@ def plan(tenant: Tenant, spec: DecisionSpec, field: str) -> Planned:
     if spec.excluded_actions:
         known = [numbers[i] for i in spec.excluded_actions if i in numbers]
         excluded = np.array(known, np.int32)
-    if spec.actions is None:
+    if not spec.actions:
         return Planned(spec, None, excluded, [], rules)
-    # Most requests name known items by plain strings: look them all up in one go.
-    found: list[Any] = list(map(numbers.get, spec.actions))  # type: ignore[arg-type]
-    rejected: list[Rejected] = []
-    if None in found:
-        ids = [action if isinstance(action, str) else action.id for action in spec.actions]
-        found = [numbers.get(item_id) for item_id in ids]
-        rejected = [
-            Rejected(item_id, "unknown item")
-            for item_id, number in zip(ids, found, strict=True)
-            if number is None
-        ]
-        found = [number for number in found if number is not None]
-    candidates = np.frombuffer(array("i", found), np.int32) if found else _NO_ITEMS
-    return Planned(spec, candidates, excluded, rejected, rules)
+    candidates = tenant.catalogue.id_numbers.of(spec.actions)
+    if candidates is not None or bytes(spec.actions) == b"null":
+        return Planned(spec, candidates, excluded, [], rules)
+    ids = [a if isinstance(a, str) else a.id for a in _actions(spec.actions, f"{field}actions")]
+    found = [numbers[item_id] for item_id in ids if item_id in numbers]
+    rejected = [Rejected(item_id, "unknown item") for item_id in ids if item_id not in numbers]
+    return Planned(spec, np.array(found, np.int32), excluded, rejected, rules)
+
+
+def _actions(raw: msgspec.Raw, field: str) -> list[str | Action]:
+    """Decode candidates that are not plain known ids. Raises RequestError naming the field."""
+    try:
+        return _decode_actions(raw)
+    except msgspec.DecodeError as error:
+        refused = refusal(error, bytes(raw))
+        raise RequestError(
+            422, refused.title, field + refused.field, refused.seen, refused.wanted
+        ) from None
 
 
 def decide(
@@ -80,8 +88,11 @@ def decide(
         if len(bought):
             planned = planned._replace(excluded=np.concatenate([planned.excluded, bought]))
     rejected = planned.rejected
+    ids = tenant.catalogue.ids
     if planned.rules is None:
-        places = _places(_rank_once(tenant, planned, who))
+        ranking = _rank_once(tenant, planned, who)
+        items = ranking.items.tolist()
+        ranked = _ranked(ids, items, ranking)
     else:
 
         def rank(candidates: NDArray[np.int32] | None, k: int) -> Ranking:
@@ -93,10 +104,10 @@ def decide(
         filling = Filling(tenant, spec, planned.rules, candidates, rank, who.rng)
         places = filling.fill()
         rejected = rejected + filling.rejected
-    ids = tenant.catalogue.ids
-    ranked = [Ranked(ids[p.item], p.score, p.probability, p.reason) for p in places]
+        items = [place.item for place in places]
+        ranked = [Ranked(ids[p.item], p.score, p.probability, p.reason) for p in places]
     if explain:
-        _explain(tenant, spec, who, places, ranked)
+        _explain(tenant, spec, who, items, ranked)
     policy = tenant.vector if spec.policy == "vector" else tenant.engine
     return Decision(decision_id, spec.surface, policy.policy_id, policy.version, ranked, rejected)
 
@@ -122,23 +133,25 @@ def _rank_once(tenant: Tenant, planned: Planned, who: Who) -> Ranking:
     return ranking
 
 
-def _places(ranking: Ranking) -> list[Place]:
-    items, scores = ranking.items.tolist(), ranking.scores.tolist()
-    chances = ranking.probabilities.tolist() or [None] * len(items)
-    return [Place(*entry, None) for entry in zip(items, scores, chances, strict=True)]
+def _ranked(ids: list[str], items: list[int], ranking: Ranking) -> list[Ranked]:
+    scores = ranking.scores.tolist()
+    if not len(ranking.probabilities):
+        return [Ranked(ids[item], score) for item, score in zip(items, scores, strict=True)]
+    entries = zip(items, scores, ranking.probabilities.tolist(), strict=True)
+    return [Ranked(ids[item], score, chance) for item, score, chance in entries]
 
 
 def _explain(
-    tenant: Tenant, spec: DecisionSpec, who: Who, places: list[Place], ranked: list[Ranked]
+    tenant: Tenant, spec: DecisionSpec, who: Who, items: list[int], ranked: list[Ranked]
 ) -> None:
     """Tell of every result what its score is made of; the parts add up to it."""
     if spec.policy == "vector":
         for entry in ranked:
             entry.explanation = {"vector": entry.score}
         return
-    items = np.array([place.item for place in places], np.int32)
-    parts = tenant.engine.explain(who.row, items)
-    lift = tenant.context.lift(who.context, items, tenant.catalogue.attribute_ids)
+    numbers = np.array(items, np.int32)
+    parts = tenant.engine.explain(who.row, numbers)
+    lift = tenant.context.lift(who.context, numbers, tenant.catalogue.attribute_ids)
     for entry, values, context in zip(ranked, parts.tolist(), lift.tolist(), strict=True):
         named = zip((*FEATURE_NAMES, "context"), (*values, context), strict=True)
         entry.explanation = {name: value for name, value in named if value != 0.0}

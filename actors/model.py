@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from actors.context import SLOTS
 from actors.engine import base as bases
-from actors.engine import history, kernels
+from actors.engine import features, history
 from actors.engine.base import Base
 from actors.engine.engine import EVENTS_MAX, Delta
 from actors.engine.history import History
@@ -42,7 +42,7 @@ class Model:
     def __init__(self, events_max: int = EVENTS_MAX) -> None:
         self._events_max = events_max
         self.history = history.empty()
-        self.sums = Stacker(kernels.PRIOR).sums()
+        self.sums = Stacker(features.PRIOR).sums()
         self.context: NDArray[np.float32] = np.zeros(SLOTS, np.float32)
         self.number = 0
 
@@ -80,7 +80,7 @@ class Model:
             model.sums = Sums(*(arrays[name] for name in Sums._fields))
             model.number = int(arrays["number"])
             model.context = arrays["context"]
-        if model.sums.precision.shape != Stacker(kernels.PRIOR).precision.shape:
+        if model.sums.precision.shape != Stacker(features.PRIOR).precision.shape:
             raise ValueError("the model has other features than this engine")
         return model
 

@@ -13,15 +13,8 @@ from numpy.typing import NDArray
 
 from actors.engine import kernels as k
 from actors.engine.base import POPULAR_MAX, Base
-from actors.engine.kernels import (
-    AFTER,
-    BEFORE,
-    FRESH_MAX,
-    RECENT_DECAY,
-    RECENT_MAX,
-    SHORT_DECAY,
-    SHORT_MAX,
-)
+from actors.engine.features import AFTER, BEFORE, FEATURES, to_features
+from actors.engine.kernels import FRESH_MAX, RECENT_DECAY, RECENT_MAX, SHORT_DECAY, SHORT_MAX
 
 NEAR_MAX = 8192
 """Similar sequences looked at before the nearest are chosen."""
@@ -53,7 +46,7 @@ class Candidates:
 
     def __init__(self, items_max: int) -> None:
         self.items = np.zeros(k.CANDIDATES_MAX, np.int32)
-        self.features = np.zeros((k.FEATURES, k.CANDIDATES_MAX), np.float32)
+        self.features = np.zeros((FEATURES, k.CANDIDATES_MAX), np.float32)
         self.of = np.zeros(items_max, np.int32)
         self._n = np.zeros(1, np.int64)
         self._similarity = np.zeros(0, np.float32)
@@ -269,5 +262,5 @@ def _collect(
     for a in range(wanted.shape[0]):
         k.add_candidate(wanted[a], of, items, evidence, n)
     k.add_liked(recent, length, attributes, items, evidence, n)
-    k.to_features(evidence, items, n[0], counts, recent_counts, sums)
+    to_features(evidence, items, n[0], counts, recent_counts, sums)
     return found

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.engine import base as bases
-from actors.engine import delta, history, kernels, scoring, tuning
+from actors.engine import delta, features, history, kernels, scoring, tuning
 from actors.engine.base import Base
 from actors.engine.build import Build
 from actors.engine.candidates import Candidates, Live
@@ -93,7 +93,7 @@ class NextAction:
         self._last = np.zeros(profiles_max, np.int64)
         self._popular = np.zeros(0, np.int32)
         self._candidates = Candidates(items_max)
-        self.stacker = Stacker(kernels.PRIOR)
+        self.stacker = Stacker(features.PRIOR)
         self._blocked = np.zeros(items_max, np.uint8)
         self._logits = np.zeros(kernels.CANDIDATES_MAX, np.float32)
         self._recent = np.zeros(RING_MAX, np.int32)
@@ -209,7 +209,7 @@ class NextAction:
     def explain(self, row: int, items: NDArray[np.int32]) -> NDArray[np.float32]:
         """What each component adds to the scores of `items`: float32 [n, FEATURES].
 
-        Columns are `kernels.FEATURE_NAMES`; each row sums to the item's score in `rank`.
+        Columns are `features.FEATURE_NAMES`; each row sums to the item's score in `rank`.
         """
         length = self._read_ring(row)
         self._collect(row, length, items)
@@ -308,7 +308,7 @@ class NextAction:
         # The base must end where the tail starts, or the answers would be known beforehand.
         merged = history.merge([known, self._sequences(stream.head(start))], self._events_max)
         before = bases.build(merged, self._items.n)
-        stacker, sums = Stacker(kernels.PRIOR), self.stacker.sums()
+        stacker, sums = Stacker(features.PRIOR), self.stacker.sums()
         stacker.install(sums)
         tuning.tune(stacker, before, stream, start, self._items.attribute_ids, self._items.n)
         # What live events taught meanwhile stays.

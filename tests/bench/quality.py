@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 
 from actors import events
-from actors.engine import kernels
+from actors.engine import features as f
 from actors.engine.engine import NextAction
 from actors.messages import Item
 from actors.people import Caller, person_key
@@ -38,11 +38,11 @@ RESULTS = 100
 EXCLUDED_MAX = 1000
 BINS = 20
 COMPONENTS = {
-    "transitions": (kernels.AFTER, kernels.DIRECT, kernels.BEFORE),
-    "neighbours": (kernels.NEIGHBOURS, kernels.NEIGHBOURS_BEFORE),
-    "own history": (kernels.OWN, kernels.OWN_COUNT, kernels.CURRENT, kernels.PREVIOUS),
-    "popularity": (kernels.POPULAR, kernels.POPULAR_NOW),
-    "last two": (kernels.PAIR,),
+    "transitions": (f.AFTER, f.DIRECT, f.BEFORE),
+    "neighbours": (f.NEIGHBOURS, f.NEIGHBOURS_BEFORE),
+    "own history": (f.OWN, f.OWN_COUNT, f.CURRENT, f.PREVIOUS),
+    "popularity": (f.POPULAR, f.POPULAR_NOW),
+    "last two": (f.PAIR,),
 }
 COLUMNS = (
     *("set", "arm", "hr20", "mrr20", "r10", "ndcg10", "logloss", "acc1", "acc5", "ece"),
@@ -255,13 +255,11 @@ def compare(data: Data, cases_max: int) -> list[Row]:
 def ablate(data: Data, cases_max: int) -> list[Row]:
     """One row per component that is left out: its weights are held at 0 while the others learn."""
     rows = []
-    for name, features in COMPONENTS.items():
+    for name, left_out in COMPONENTS.items():
         products = [
-            kernels.EVIDENCE + i
-            for i, pair in enumerate(kernels.PRODUCTS)
-            if set(pair) & set(features)
+            f.EVIDENCE + i for i, pair in enumerate(f.PRODUCTS) if set(pair) & set(left_out)
         ]
-        row = measure(data, cases_max, False, [*features, *products])
+        row = measure(data, cases_max, False, [*left_out, *products])
         rows.append(row | {"arm": f"without {name}"})
     return rows
 

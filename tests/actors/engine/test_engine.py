@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from actors.engine import kernels
+from actors.engine import features
 from actors.engine.engine import NextAction
 from actors.engine.vector import VectorPolicy
 from tests.actors.engine.fakes import FakeItems, FakePeople
@@ -39,7 +39,7 @@ def test_consolidating_changes_no_ranking():
     people.append(45, 3, 1000)
     people.append(45, 4, 1001)
     everything = np.arange(20, dtype=np.int32)
-    counted = [kernels.AFTER, kernels.DIRECT, kernels.BEFORE, kernels.POPULAR]
+    counted = [features.AFTER, features.DIRECT, features.BEFORE, features.POPULAR]
     before = learner.explain(45, everything)[:, counted]
     learner.consolidate()
     assert learner.explain(45, everything)[:, counted] == pytest.approx(before, abs=1e-5)
