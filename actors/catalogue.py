@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.id_numbers import IdNumbers
 from actors.messages import ITEM_ATTRIBUTES_MAX, Item
 from actors.store import reserve
 from cluster.errors import RequestError
@@ -71,6 +72,8 @@ class Catalogue:
         self.items_max = items_max
         self.ids: list[str] = []
         self.numbers: dict[str, int] = {}
+        self.id_numbers = IdNumbers()
+        """The same as `numbers`, for whole JSON arrays of ids."""
         self.attribute_names: list[str] = []
         self.alive: NDArray[np.uint8] = reserve(np.uint8, items_max)
         self.attribute_ids: NDArray[np.int32] = reserve(
@@ -203,6 +206,7 @@ class Catalogue:
             number = self.numbers[item_id] = len(self.ids)
             self.ids.append(item_id)
             self._documents.append(b"")
+            self.id_numbers.put(item_id, number)
             self.attribute_ids[number] = NONE
         return number
 

@@ -60,10 +60,36 @@ class Event(Wire):
     timestamp: str | float | None = None
 
 
-class Action(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One candidate. A plain string is short for {"id": string}. Frozen, thus hashable."""
+class Action(Strict):
+    """One candidate. A plain string is short for {"id": string}."""
 
     id: Name
+
+
+Actions = Annotated[list[str | Action], Meta(min_length=1, max_length=ACTIONS_MAX)]
+# Left as JSON when a request is read: a hundred plain ids are looked up faster as text than as
+# strings (actors.id_numbers), and what is not plain is decoded as Actions.
+RawActions = Annotated[
+    msgspec.Raw,
+    Meta(
+        extra_json_schema={
+            "type": ["array", "null"],
+            "minItems": 1,
+            "maxItems": ACTIONS_MAX,
+            "items": {
+                "anyOf": [
+                    {"type": "string"},
+                    {
+                        "type": "object",
+                        "properties": {"id": {"type": "string", "minLength": 1, "maxLength": 256}},
+                        "required": ["id"],
+                        "additionalProperties": False,
+                    },
+                ]
+            },
+        }
+    ),
+]
 
 
 class Promotion(Strict):
@@ -89,7 +115,7 @@ class Pin(Strict):
 
 
 class DecisionSpec(Strict):
-    """What is to be decided. Without `actions` the whole catalogue is ranked.
+    """What is to be decided. Without `actions`, or with null, the whole catalogue is ranked.
 
     policy          "default" (the engine) or "vector"
     exclude_seen    True leaves out what the person has seen lately; None = the surface's rule
@@ -100,7 +126,7 @@ class DecisionSpec(Strict):
     """
 
     surface: Surface
-    actions: Annotated[list[str | Action], Meta(min_length=1, max_length=ACTIONS_MAX)] | None = None
+    actions: RawActions = msgspec.field(default_factory=msgspec.Raw)
     excluded_actions: Annotated[list[str], Meta(max_length=ACTIONS_MAX)] = []
     num_results: Annotated[int, Meta(ge=1, le=RESULTS_MAX)] = 10
     policy: Literal["default", "vector"] = "default"
