@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Awaitable
+from typing import Any, TypeVar
 
 import msgspec
 import ray
 from ray import serve as ray_serve
+from ray.exceptions import RayActorError, RayTaskError
 from ray.serve import Application
 
 from cluster.access import read_secret
 from cluster.config import Config
+from cluster.errors import OnehopError, Unavailable
 from cluster.partition_map import PartitionMap, decode_map
 from serve.auth import Keys
 from serve.fast_lane import install
@@ -26,6 +29,8 @@ GATEWAY_CPUS = 0.5
 ONGOING_MAX = 2048
 """Requests beside the fast lane, streams without it included, that one gateway takes at once."""
 
+T = TypeVar("T")
+
 
 class CoordinatorControl:
     """What the gateway asks of the coordinator, as Ray calls."""
@@ -34,31 +39,46 @@ class CoordinatorControl:
         self._coordinator = coordinator
 
     async def wait_map(self, epoch: int, timeout_s: float) -> PartitionMap:
-        return decode_map(await self._coordinator.wait_map.remote(epoch, timeout_s))
+        return decode_map(await _asked(self._coordinator.wait_map.remote(epoch, timeout_s)))
 
     async def put_items(self, tenant: str, items_json: bytes) -> bytes:
-        results: bytes = await self._coordinator.put_items.remote(tenant, items_json)
+        results: bytes = await _asked(self._coordinator.put_items.remote(tenant, items_json))
         return results
 
     async def delete_items(self, tenant: str, ids: list[str]) -> list[bool]:
-        deleted: list[bool] = await self._coordinator.delete_items.remote(tenant, ids)
+        deleted: list[bool] = await _asked(self._coordinator.delete_items.remote(tenant, ids))
         return deleted
 
     async def start_import(self, tenant: str, spec_json: bytes) -> bytes:
-        started: bytes = await self._coordinator.start_import.remote(tenant, spec_json)
+        started: bytes = await _asked(self._coordinator.start_import.remote(tenant, spec_json))
         return started
 
     async def import_status(self, tenant: str, import_id: str) -> bytes | None:
-        status: bytes | None = await self._coordinator.import_status.remote(tenant, import_id)
+        status: bytes | None = await _asked(
+            self._coordinator.import_status.remote(tenant, import_id)
+        )
         return status
 
     async def model_versions(self, tenant: str) -> bytes:
-        versions: bytes = await self._coordinator.model_versions.remote(tenant)
+        versions: bytes = await _asked(self._coordinator.model_versions.remote(tenant))
         return versions
 
     async def roll_back_model(self, tenant: str, name: str) -> str | None:
-        serving: str | None = await self._coordinator.roll_back_model.remote(tenant, name)
+        serving: str | None = await _asked(self._coordinator.roll_back_model.remote(tenant, name))
         return serving
+
+
+async def _asked(call: Awaitable[T]) -> T:
+    """What the coordinator answers. Raises its OnehopErrors as they are, Unavailable if it died."""
+    try:
+        return await call
+    except RayTaskError as error:
+        # Ray's wrapper has the type of what it wraps, but its text is a traceback.
+        if isinstance(error.cause, OnehopError):
+            raise error.cause from None
+        raise
+    except RayActorError:
+        raise Unavailable("the coordinator is being restarted") from None
 
 
 @ray_serve.deployment(name="gateway", max_ongoing_requests=ONGOING_MAX)

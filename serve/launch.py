@@ -258,6 +258,8 @@ def _start(config: Config) -> Any:
     from actors.coordinator_actor import CoordinatorActor
     from serve.app import APP_NAME, COORDINATOR, app
 
+    # What Serve reports as good news is `launch`'s to say; its files have it all.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     actor: Any = CoordinatorActor
     coordinator = actor.options(
         name=COORDINATOR, lifetime="detached", max_restarts=-1, get_if_exists=True

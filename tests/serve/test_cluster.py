@@ -257,3 +257,14 @@ def test_health_and_metrics_are_plain(cluster: Cluster):
         text = response.read().decode()
     assert 'onehop_shard_up{shard="' in text
     assert 'onehop_stage_seconds_bucket{le="+Inf",stage="score"}' in text
+
+
+def test_a_refused_import_says_why_and_shows_no_traceback(cluster: Cluster):
+    status, problem = call(cluster, "POST", "/v1/imports", {"events": "/no/such/file"})
+    assert status == 422
+    assert problem["field"] == "events"
+    assert problem["seen"] == "/no/such/file"
+    assert problem["detail"] == (
+        "events: there is no such file, got /no/such/file, "
+        "wanted a Parquet file or a folder of them"
+    )
