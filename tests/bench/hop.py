@@ -9,7 +9,9 @@ request. All arms must give the same top ten for the same requests, before and a
     textbook        stock Ray Serve, FastAPI, one Ray actor call per request
     flags           the same with HAProxy and throughput flags
     diy_weak        FastAPI, Redis HGETALL and HSET
-    diy_strong      raw ASGI, hiredis, one Lua call; diy_strong_2 with two workers
+    diy_strong      raw ASGI, hiredis, one Lua call; diy_strong_2 with two workers. Over TCP, as
+                    onehop's own hop is; diy_strong_unix is on a Unix socket, which binds the web
+                    workers to Redis' machine
     http            onehop's POST /v1/decide, `vector` policy; http_default with the engine
     ws              onehop's /v1/stream: one socket with as many messages in flight as `connections`
     ws_each         as many sockets as `connections`, one message in flight each
@@ -86,6 +88,7 @@ ARMS = (
     Arm("flags", "flags", "wrk"),
     Arm("diy_weak", "diy_weak", "wrk"),
     Arm("diy_strong", "diy_strong", "wrk"),
+    Arm("diy_strong_unix", "diy_strong_unix", "wrk"),
     Arm("diy_strong_2", "diy_strong_2", "wrk"),
     Arm("http", "onehop", "wrk"),
     Arm("ws", "onehop", "ws"),
@@ -101,6 +104,7 @@ RATIOS = (
     ("http", "flags"),
     ("http", "diy_weak"),
     ("http", "diy_strong"),
+    ("http", "diy_strong_unix"),
     ("http", "diy_strong_2"),
     ("http", "noop"),
     ("ws", "http"),

@@ -1,9 +1,9 @@
 """Arms of `tests.bench.hop` that a team would build by hand on Redis: a usual and a tuned one.
 
 `weak` is FastAPI with redis.asyncio: HGETALL, work in numpy, HSET. Two requests of one person at
-once can lose an update. `strong` is raw ASGI with msgspec, hiredis on a Unix socket whose commands
-of one event-loop turn leave in one write, one Lua call that changes the state atomically, and
-numba for the scores.
+once can lose an update. `strong` is raw ASGI with msgspec, hiredis on one connection whose
+commands of one event-loop turn leave in one write, one Lua call that changes the state atomically,
+and numba for the scores. Both reach Redis over TCP; `strong` also over a Unix socket, if named.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ from tests.bench.hop_work import (
     vectors_after,
 )
 
-SOCKET = "HOP_REDIS_SOCKET"
+PORT = "HOP_REDIS_PORT"
+SOCKET = "HOP_REDIS_SOCKET"  # empty: over TCP
 SEED = "HOP_SEED"
 RING_EVENT = struct.Struct("<II")
 FILL_CHUNK = 2_000
@@ -90,7 +91,7 @@ def fill(server: Redis, seed: int, packed: bool) -> None:
 def weak() -> FastAPI:
     """The usual way. A factory, for uvicorn."""
     api = FastAPI()
-    client: Any = redis.asyncio.Redis(unix_socket_path=os.environ[SOCKET])
+    client: Any = redis.asyncio.Redis(port=int(os.environ[PORT]))
     items = embeddings(int(os.environ[SEED]))
     item_of = item_numbers()
     names = list(item_of)
@@ -199,7 +200,11 @@ class Strong:
 
     async def _connect(self) -> Connection:
         loop = asyncio.get_running_loop()
-        _, connection = await loop.create_unix_connection(Connection, os.environ[SOCKET])
+        if os.environ[SOCKET]:
+            _, connection = await loop.create_unix_connection(Connection, os.environ[SOCKET])
+        else:
+            port = int(os.environ[PORT])
+            _, connection = await loop.create_connection(Connection, "127.0.0.1", port)
         await connection.call("SCRIPT", "LOAD", SCRIPT)
         self._redis = connection
         return connection

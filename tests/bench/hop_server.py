@@ -45,13 +45,17 @@ def ready(**values: object) -> None:
     print(json.dumps(values), flush=True)
 
 
-def serve_redis(port: int, seed: int, factory: str, workers: int) -> None:
+def serve_redis(port: int, seed: int, factory: str, workers: int, unix: bool = False) -> None:
     """A hand-built peer: redis-server, filled, and uvicorn with `workers` processes."""
     from tests.bench import hop_peers_redis
 
     with Redis() as server:
         hop_peers_redis.fill(server, seed, packed=factory == "strong")
-        os.environ |= {hop_peers_redis.SOCKET: server.socket, hop_peers_redis.SEED: str(seed)}
+        os.environ |= {
+            hop_peers_redis.PORT: str(server.port),
+            hop_peers_redis.SOCKET: server.socket if unix else "",
+            hop_peers_redis.SEED: str(seed),
+        }
         command = [sys.executable, "-m", "uvicorn", "--factory"]
         command += [f"tests.bench.hop_peers_redis:{factory}", "--workers", str(workers)]
         command += ["--host", "127.0.0.1", "--port", str(port), "--lifespan", "off"]
@@ -113,6 +117,7 @@ ARMS: dict[str, Callable[[int, int, Path], None]] = {
     "flags": lambda port, seed, folder: serve_ray(port, seed, folder, "flags"),
     "diy_weak": lambda port, seed, folder: serve_redis(port, seed, "weak", 1),
     "diy_strong": lambda port, seed, folder: serve_redis(port, seed, "strong", 1),
+    "diy_strong_unix": lambda port, seed, folder: serve_redis(port, seed, "strong", 1, unix=True),
     "diy_strong_2": lambda port, seed, folder: serve_redis(port, seed, "strong", 2),
 }
 
