@@ -33,7 +33,7 @@ LOG = logging.getLogger("onehop.actors")
 SAVE_S = 60.0
 VERSIONS_KEPT = 5
 # Merging may take this share of one core; a large model is published less often instead.
-MERGE_SHARE = 0.2
+MERGE_SHARE = 0.1
 
 
 class Model:
