@@ -14,10 +14,10 @@ export DEBIAN_FRONTEND = noninteractive
 
 .PHONY: run test setup fmt check lock bench clean
 
-run: setup
+run: setup $(VENV)/.compiled
 	@exec $(BIN)/onehop up --demo $(ARGS)
 
-test: setup check
+test: setup check $(VENV)/.compiled
 	$(BIN)/python -m pytest $(ARGS)
 
 check: setup
@@ -35,6 +35,12 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	    apt-get update -q && apt-get install -q -y python3-venv && $(PYTHON) -m venv --clear $(VENV); }
 	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@touch $@
+
+# Once here, or every shard would compile the same kernels at the first start, for half a minute.
+$(VENV)/.compiled: $(VENV)/.installed $(shell grep -lr --include=*.py njit actors)
+	@echo "compiling kernels"
+	@$(BIN)/python -m actors.warm_up
 	@touch $@
 
 fmt: setup

@@ -90,11 +90,12 @@ class CoordinatorActor:
         return self.coordinator
 
     async def _start(self) -> None:
-        await self.coordinator.start()
         names = [shard_actor_name(shard_id) for shard_id in self.coordinator.restarts()]
+        # Before the shards, beside whose start its process can do its imports.
         self.model = ModelActor.options(  # type: ignore[attr-defined]
             name=MODEL_ACTOR, lifetime="detached", get_if_exists=True
         ).remote(msgspec.json.encode(self.config), names)
+        await self.coordinator.start()
         await self.model.start.remote()
 
     async def _new_shard(self, shard_id: str, key_range: KeyRange) -> ShardHandle:

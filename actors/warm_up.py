@@ -1,4 +1,7 @@
-"""Compiles every kernel before the first request needs it. Ends as it began: nothing is kept."""
+"""Compiles every kernel before the first request needs it. Ends as it began: nothing is kept.
+
+    python -m actors.warm_up    fills numba's cache, so that no shard's first start has to
+"""
 
 from __future__ import annotations
 
@@ -61,3 +64,7 @@ def warm_up(config: Config) -> None:
     engine.consolidate()
     engine.tune()
     shard.sweep()
+
+
+if __name__ == "__main__":
+    warm_up(Config())
