@@ -9,10 +9,11 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from actors.messages import DecideAnswer
+from actors.messages import DecideAnswer, DecisionSpec
 from serve.cli import commands
 from serve.client import SyncClient
 from serve.launch import Cluster
+from serve.openapi import OPERATIONS
 from tests.readme_tables import README, ROOT, with_tables
 
 TEXT = README.read_text()
@@ -77,3 +78,11 @@ def test_sdk_example_works_as_printed(shop: str) -> None:
     )
     assert ran.returncode == 0, ran.stderr
     assert len(ast.literal_eval(ran.stdout)) == 3
+
+
+def test_every_operation_and_every_option_of_a_decision_is_named() -> None:
+    api = TEXT.split("## API\n")[1].split("## SDK")[0]
+    calls = re.findall(r"`([^`]+)`", "\n".join(re.findall(r"^\| `.*", api, re.M)))
+    assert {operation.path for operation in OPERATIONS} <= {call.split()[-1] for call in calls}
+    fields = {field.encode_name for field in msgspec.structs.fields(DecisionSpec)}
+    assert fields <= set(calls)
