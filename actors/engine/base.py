@@ -53,7 +53,7 @@ class Base(NamedTuple):
 
     history         what it was built from
     after, before   what follows each item, and what stands before it
-    postings_at     int64 [n + 1]; postings int64 [P, 2]: sequence and last place in history.items,
+    postings_at     int64 [n + 1]; postings int32 [P, 2]: sequence and last place in history.items,
                     ascending, so the newest sequences of an item stand last
     counts, recent  float32 [n], events per item: all, and of the newest 1/RECENT_SHARE
     popular         int32 [POPULAR_MAX or fewer], by falling recent count
@@ -63,7 +63,7 @@ class Base(NamedTuple):
     after: Links
     before: Links
     postings_at: NDArray[np.int64]
-    postings: NDArray[np.int64]
+    postings: NDArray[np.int32]
     counts: NDArray[np.float32]
     recent: NDArray[np.float32]
     popular: NDArray[np.int32]
@@ -75,8 +75,10 @@ class Base(NamedTuple):
 
 
 def build(history: History, n: int) -> Base:
-    """The base of `history` over items 0..n-1."""
+    """The base of `history` over items 0..n-1, or as many as the history names if that is more."""
     starts, items = history.starts, history.items
+    if len(items):
+        n = max(n, int(items.max()) + 1)
     after = Links(*_links(starts, items, n, STEPS, STEP_DECAY, SUCCESSORS_MAX, 1))
     before = Links(
         *_links(starts, items, n, PREDECESSOR_STEPS, PREDECESSOR_DECAY, PREDECESSORS_MAX, -1)
@@ -217,7 +219,7 @@ def _postings(starts: Any, items: Any, n: int, postings_max: int) -> Any:
     """For each item its newest sequences and the last place in each, oldest first."""
     at, places, sequences = _places(starts, items, n)
     offsets = np.zeros(n + 1, np.int64)
-    out = np.empty((items.shape[0], 2), np.int64)
+    out = np.empty((items.shape[0], 2), np.int32)
     filled = 0
     for item in range(n):
         first = filled

@@ -126,5 +126,6 @@ def _taken(log: Any, first: int, stop: int) -> Any:
 
 
 def events(log: NDArray[np.int64], first: int, stop: int) -> History:
-    """The events at positions [first, stop), all still in the log. The log is unchanged."""
+    """The events at positions [first, stop) that are still in the log, which is unchanged."""
+    first = max(first, stop - len(log))
     return History(*_taken(log, first, stop))

@@ -234,14 +234,16 @@ class NextAction:
             self._swap(self._build)
         fresh = position - int(self._state[delta.INCLUDED])
         if fresh >= LOG_EVENTS // 2:
-            self.settle()
+            # The log would lose events that no base holds.
+            self._swap(self._build or self._new_build())
         elif self._deltas == 0 and self._build is None and self._due(fresh):
             self._build = self._new_build()
             self._build.start()
 
     def _due(self, fresh: int) -> bool:
         """Whether `fresh` events on top of the base are enough for a new one."""
-        return fresh >= max(BUILD_EVENTS_MIN, len(self._base.history.items) // BUILD_SHARE)
+        wanted = max(BUILD_EVENTS_MIN, len(self._base.history.items) // BUILD_SHARE)
+        return fresh >= min(wanted, LOG_EVENTS // 4)
 
     def _swap(self, build: Build) -> None:
         base = build.result()
@@ -334,7 +336,7 @@ class NextAction:
 
     def take_delta(self) -> Delta:
         """What was learned since the last `take_delta`, to be merged with other shards'."""
-        first = max(int(self._state[delta.TAKEN]), int(self._state[delta.NEXT]) - LOG_EVENTS)
+        first = int(self._state[delta.TAKEN])
         stop = int(self._state[delta.NEXT])
         parts = [*self._untaken, *(self._sequences(stream) for stream in self._pending)]
         self._untaken = []

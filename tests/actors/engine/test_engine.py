@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from actors.engine import engine as engine_module
 from actors.engine import features
 from actors.engine.engine import NextAction
 from actors.engine.vector import VectorPolicy
@@ -115,6 +116,45 @@ def test_a_forgotten_row_does_not_continue_the_sequence_of_the_person_before():
     ranked = learner.rank(2, None, 20, 1010, NONE, True)
     fresh = dict(zip(ranked.items.tolist(), ranked.scores.tolist(), strict=True))
     assert fresh.get(7, 0.0) < 0.1
+
+
+def test_a_new_item_with_known_attributes_is_not_cold():
+    learner, people, items = engine(items_n=40)
+    items.attribute_ids[:, 0] = np.arange(40) % 4
+    rng = np.random.default_rng(11)
+    for row in range(40):
+        # Each person stays within one category; items 36 to 39 are new to everybody.
+        feed(learner, people, row, (rng.integers(0, 9, 6) * 4 + row % 4).tolist())
+    learner.consolidate()
+    for row in range(4):
+        new = learner.rank(row, np.arange(36, 40, dtype=np.int32), 4, 2000, NONE, False)
+        assert new.items[0] == 36 + row
+        assert new.scores[0] > new.scores[1]
+
+
+def test_a_catalogue_of_one_item_has_one_answer_with_certainty():
+    learner, people, _ = engine(items_n=1)
+    feed(learner, people, 0, [0, 0, 0])
+    ranked = learner.rank(0, None, 10, 2000, NONE, False)
+    assert ranked.items.tolist() == [0]
+    assert ranked.probabilities == pytest.approx([1.0])
+    assert len(learner.rank(0, None, 10, 2000, NONE, True).items) == 0
+
+
+def test_repeated_candidates_and_nobodys_person_are_answered():
+    learner, _, _ = engine()
+    ranked = learner.rank(-1, np.array([4, 4, 5], np.int32), 3, 1000, NONE, False)
+    assert set(ranked.items.tolist()) == {4, 5}
+
+
+def test_the_log_may_wrap_and_still_links_only_what_it_holds(monkeypatch):
+    monkeypatch.setattr(engine_module, "LOG_EVENTS", 256)
+    learner, people, _ = engine()
+    rng = np.random.default_rng(12)
+    for turn in range(40):
+        feed(learner, people, turn % 40, rng.integers(0, 20, 40).tolist())
+    kept = learner.save()
+    assert len(kept["items"]) == 1600, "decisions wait for a base before the log loses events"
 
 
 def test_vector_policy_is_the_dot_product():
