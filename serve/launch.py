@@ -18,6 +18,7 @@ import shutil
 import site
 import socket
 import tempfile
+import threading
 import time
 from pathlib import Path
 from types import TracebackType
@@ -118,6 +119,9 @@ def launch(config: Config) -> Cluster:
     # inheritance, is the only way to give them.
     os.environ.update(environment)
     cluster = Cluster(config, keys, run_dir, None, before)
+    # While Ray's processes start, this one only waits: import what `_start` needs meanwhile. Of
+    # Ray's own modules none, as `ray.init` imports some itself.
+    threading.Thread(target=_import_heavy, name="imports", daemon=True).start()
     try:
         _start_ray(config, run_dir, environment, before)
         cluster.coordinator = _start(config)
@@ -247,6 +251,12 @@ def _init_ray(config: Config, run_dir: Path, environment: dict[str, str]) -> Non
         _temp_dir=str(run_dir),
         **common,
     )
+
+
+def _import_heavy() -> None:
+    import fastapi  # noqa: F401
+
+    import actors.coordinator_actor  # noqa: F401
 
 
 def _start(config: Config) -> Any:
