@@ -30,7 +30,6 @@ class Journal:
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[tuple[int, Callable[[], None]]] = deque()
-        self._failed = False
         self._on_failed = on_failed
         self.writer = WalWriter(
             folder,
@@ -54,7 +53,7 @@ class Journal:
 
     def after_all(self, act: Callable[[], None]) -> None:
         """Do `act` once all that was appended by now is durable; acts keep their order."""
-        if self._failed:
+        if self.writer.failed is not None:
             return
         if not self._waiting and self.settled:
             act()
@@ -86,6 +85,5 @@ class Journal:
             self._waiting.popleft()[1]()
 
     def _fail(self, error: OSError) -> None:
-        self._failed = True
         self._waiting.clear()
         self._on_failed(error)

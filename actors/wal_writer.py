@@ -17,6 +17,7 @@ from time import perf_counter_ns
 
 from actors.wal import (
     BATCH_BYTES_MAX,
+    RECORD_BYTES_MAX,
     SEGMENT_BYTES_HEADER,
     End,
     encode_batch,
@@ -58,7 +59,6 @@ class WalWriter:
         self._next_seq = end.next_seq
         self._crc = end.crc
         self._pending: list[bytes] = []
-        self._pending_bytes = 0
         self._wake = threading.Condition()
         self._closing = False
         self.failed: OSError | None = None
@@ -79,12 +79,16 @@ class WalWriter:
         return self._next_seq - 1
 
     def append(self, record: bytes) -> int:
-        """Take one record; returns its sequence number. It is durable after `on_durable`."""
+        """Take one record; returns its sequence number. It is durable after `on_durable`.
+
+        Raises ValueError if it is longer than RECORD_BYTES_MAX, OSError once the log has failed.
+        """
+        if len(record) > RECORD_BYTES_MAX:
+            raise ValueError(f"a record must be <= {RECORD_BYTES_MAX} bytes, got {len(record)}")
         with self._wake:
             if self.failed is not None:
                 raise self.failed
             self._pending.append(record)
-            self._pending_bytes += len(record) + 4
             self._next_seq += 1
             # Waking the thread for the first record only: the rest of the turn joins its batch.
             if len(self._pending) == 1:
@@ -110,7 +114,6 @@ class WalWriter:
                     if not self._wake.wait(timeout_s) and timeout_s is not None:
                         break
                 records, self._pending = self._pending, []
-                self._pending_bytes = 0
                 closing = self._closing
                 last_seq = self._next_seq - 1
             try:
@@ -122,8 +125,9 @@ class WalWriter:
                     return
                 if self._spare is None:
                     self._refill_spare()
-            except OSError as error:
-                self._fail(error)
+            except Exception as error:
+                # Whatever it was: a thread that ends in silence leaves all who wait waiting.
+                self._fail(error if isinstance(error, OSError) else OSError(repr(error)))
                 return
 
     def _fail(self, error: OSError) -> None:
@@ -137,7 +141,7 @@ class WalWriter:
         start = 0
         while start < len(records):
             stop, size = start, 0
-            while stop < len(records) and (stop == start or size < BATCH_BYTES_MAX // 2):
+            while stop < len(records) and size + len(records[stop]) + 4 <= BATCH_BYTES_MAX:
                 size += len(records[stop]) + 4
                 stop += 1
             data, crc = encode_batch(self._epoch, first_seq + start, self._crc, records[start:stop])

@@ -12,8 +12,17 @@ from pathlib import Path
 import pytest
 
 from actors import wal_writer
-from actors.wal import _BATCH, SECTOR, SEGMENT_BYTES_HEADER, Reader, WalCorrupt, segments
-from actors.wal_writer import WalWriter
+from actors.wal import (
+    _BATCH,
+    BATCH_BYTES_MAX,
+    RECORD_BYTES_MAX,
+    SECTOR,
+    SEGMENT_BYTES_HEADER,
+    Reader,
+    WalCorrupt,
+    segments,
+)
+from actors.wal_writer import SEGMENT_BYTES, WalWriter
 
 
 class Log:
@@ -251,3 +260,29 @@ def test_records_appended_while_a_batch_syncs_share_the_next_sync(tmp_path: Path
     log.writer.close()
     assert log.writer.batches < 1000
     assert read(tmp_path) == [b"%d" % number for number in range(5000)]
+
+
+def test_records_share_a_batch_only_as_far_as_they_fit(tmp_path: Path) -> None:
+    sizes = [BATCH_BYTES_MAX // 3, RECORD_BYTES_MAX, 1, BATCH_BYTES_MAX // 2, BATCH_BYTES_MAX // 2]
+    log = Log(tmp_path, segment_bytes=SEGMENT_BYTES)
+    log.batch(*(bytes(size) for size in sizes))
+    with pytest.raises(ValueError, match="a record must be"):
+        log.writer.append(bytes(RECORD_BYTES_MAX + 1))
+    log.batch(b"after")
+    log.writer.close()
+    assert not log.errors
+    assert [len(r) for r in read(tmp_path)] == [*sizes, 5]
+
+
+def test_a_failure_of_any_kind_fails_the_log_aloud(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = Log(tmp_path)
+
+    def refuse(*_: object) -> None:
+        raise MemoryError("injected")
+
+    monkeypatch.setattr(wal_writer, "encode_batch", refuse)
+    log.batch(b"lost")
+    assert ["injected" in str(error) for error in log.errors] == [True]
+    log.writer.close()
