@@ -27,7 +27,7 @@ class Answered(NamedTuple):
 
 
 class DedupeWindow:
-    """Message ids answered within `window_s`, at most `bytes_max` of them.
+    """Message ids answered within `window_s`, at most `bytes_max` bytes of them.
 
     Under more load than `bytes_max` holds the window is shorter; `reach_s` says by how much.
     """
@@ -47,26 +47,35 @@ class DedupeWindow:
         return self._answered.get((tenant, message_id))
 
     def add(self, tenant: str, message_id: str, entry: Answered) -> None:
-        """Remember the answer to an id that is not yet known."""
+        """Remember the answer to an id that is not yet known.
+
+        A known id stays as it is. It comes again only when a log is replayed with more room than
+        there was when it was written.
+        """
         key = (tenant, message_id)
+        if key in self._answered:
+            return
         self._answered[key] = entry
         self._order.append(key)
         self.bytes_used += ENTRY_BYTES + len(entry.answer)
+        while self.bytes_used > self._bytes_max:
+            self._drop_oldest()
         oldest_s = entry.time_s - self._window_s
-        # Two out for one in: the window shrinks to its bound without a pause.
+        # Two out for one in: what aged in a quiet hour leaves without a pause.
         for _ in range(2):
-            first = self._answered[self._order[0]]
-            if first.time_s >= oldest_s and self.bytes_used <= self._bytes_max:
-                break
-            del self._answered[self._order.popleft()]
-            self.bytes_used -= ENTRY_BYTES + len(first.answer)
+            if self._order and self._answered[self._order[0]].time_s < oldest_s:
+                self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        first = self._answered.pop(self._order.popleft())
+        self.bytes_used -= ENTRY_BYTES + len(first.answer)
 
     def entries(self) -> list[tuple[str, str, Answered]]:
         """All that is known as (tenant, message id, answer), oldest first."""
         return [(*key, self._answered[key]) for key in self._order]
 
     def reach_s(self, now_s: int) -> int:
-        """Seconds back to the oldest id that is still known; the window if nothing was dropped."""
+        """Seconds back to the oldest id that is still known; the window if none is."""
         return now_s - self._answered[self._order[0]].time_s if self._order else self._window_s
 
 
