@@ -15,7 +15,7 @@ from typing import cast
 
 from actors.people import SECRET_ROLE, Caller, parse_caller
 from actors.shard import Answer, Shard
-from cluster.errors import AuthError, FrameError, RequestError
+from cluster.errors import AuthError, ConfigError, FrameError, RequestError
 from cluster.frames import (
     FRAME_BYTES_MAX,
     HANDSHAKE_BYTES_MAX,
@@ -52,6 +52,16 @@ class Endpoint:
         address = self._server.sockets[0].getsockname()
         return address[0], address[1]
 
+    def drop_revoked(self) -> None:
+        """End the connections of keys that were revoked or expired since their hello."""
+        for connection in list(self.connections):
+            try:
+                if connection.principal and self.secret_of(connection.principal) is None:
+                    connection.close("its key is no longer valid")
+            except ConfigError as error:
+                LOG.error("connections keep their keys: %s", error)
+                return
+
     async def close(self) -> None:
         """Stop listening and end all connections."""
         if self._server is not None:
@@ -69,6 +79,8 @@ class OwnerConnection(asyncio.Protocol):
         self._decoder = FrameDecoder(HANDSHAKE_BYTES_MAX)
         self._handshake = ServerHandshake()
         self._trusted = False
+        self.principal = ""
+        """Who said hello; "" before that was proven."""
         self._caller: Caller | None = None
         self._callers: dict[bytes, Caller] = {}
         self._transport: asyncio.Transport | None = None
@@ -112,7 +124,8 @@ class OwnerConnection(asyncio.Protocol):
                 self._transport.write(self._handshake.refusal(error))
             self.close(str(error))
             return
-        except FrameError as error:
+        except (FrameError, ConfigError) as error:
+            # ConfigError: the keys can't be read. Who is not known yet is not told of our files.
             self.close(str(error))
             return
         out: list[bytes] = []
@@ -160,6 +173,7 @@ class OwnerConnection(asyncio.Protocol):
         if caller is None:
             self._trusted = True
         self._caller = caller
+        self.principal = hello.principal
         self._decoder.bytes_max = FRAME_BYTES_MAX
         if self._hello_timer is not None:
             self._hello_timer.cancel()

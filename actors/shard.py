@@ -21,6 +21,7 @@ from actors.checked import check_event, decode, refusal
 from actors.context import NO_CODES, codes_of
 from actors.decide import Who, decide, plan
 from actors.messages import (
+    BODY_BYTES_MAX,
     DecideAnswer,
     DecideRequest,
     Event,
@@ -111,6 +112,10 @@ class Shard(ShardState):
             return self.refuse(RequestError(400, "a shard does not answer this op", "op", str(op)))
         if caller.role == PUBLIC_ROLE and op not in _PUBLIC_OPS:
             return self.refuse(RequestError(403, "a public key may not do this"))
+        if len(body) > BODY_BYTES_MAX:
+            # Its answer might not fit a frame, and that would end the connection for all on it.
+            seen, wanted = f"{len(body)} bytes", f"at most {BODY_BYTES_MAX} bytes"
+            return self.refuse(RequestError(413, "the body is too large", "", seen, wanted))
         if self.journal is not None and not self.journal.has_room and op in _WRITE_OPS:
             return self.refuse(RequestError(503, "the disk is full; only reads are served"))
         try:

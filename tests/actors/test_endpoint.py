@@ -13,12 +13,15 @@ from actors.endpoint import Endpoint
 from actors.people import Caller
 from actors.shard import Shard
 from cluster.config import Config
-from cluster.errors import AuthError
+from cluster.errors import AuthError, ConfigError
 from cluster.frames import ClientHandshake, Frame, FrameDecoder, Op, encode_frame
 from cluster.keys import HASH_SPACE, KeyRange
 
 SECRET = b"s" * 32
 SDK_KEY = b"k" * 32
+Secrets = dict[str, tuple[bytes, Caller | None]]
+# As the keys file now: empty means that it can't be read.
+secrets_of_this_run: Secrets = {}
 
 
 class Peer:
@@ -55,8 +58,16 @@ def with_endpoint(
     async def run() -> None:
         config = Config(profiles_max=2048, profile_bytes_max=1 << 22, items_max=64)
         shard = Shard("0", KeyRange(0, HASH_SPACE), config)
-        secrets = {"gateway": (SECRET, None), "sdk": (SDK_KEY, Caller("s", "shop"))}
-        endpoint = Endpoint(shard, secrets.get)
+        secrets: Secrets = {"gateway": (SECRET, None), "sdk": (SDK_KEY, Caller("s", "shop"))}
+        secrets_of_this_run.clear()
+        secrets_of_this_run.update(secrets)
+
+        def secret_of(principal: str) -> tuple[bytes, Caller | None] | None:
+            if not secrets_of_this_run:
+                raise ConfigError("keys file /secret/place: mode must be 0600")
+            return secrets_of_this_run.get(principal)
+
+        endpoint = Endpoint(shard, secret_of)
         address = await endpoint.start("127.0.0.1")
 
         async def connect() -> Peer:
@@ -178,5 +189,51 @@ def test_a_frame_cut_at_any_byte_is_answered_once_it_is_whole() -> None:
             await asyncio.sleep(0)
             peer.writer.write(frame[cut:])
             assert (await peer.frame())[2] == 200
+
+    with_endpoint(act)
+
+
+def test_a_revoked_key_ends_its_connections_and_no_other() -> None:
+    async def act(endpoint: Endpoint, connect: Callable[[], Awaitable[Peer]]) -> None:
+        sdk, gateway = await connect(), await connect()
+        await sdk.greet("sdk", SDK_KEY)
+        await gateway.greet("gateway", SECRET)
+        endpoint.drop_revoked()
+        assert len(endpoint.connections) == 2
+        del secrets_of_this_run["sdk"]
+        endpoint.drop_revoked()
+        with pytest.raises(ConnectionError):
+            await sdk.frame()
+        gateway.ask(1, Op.STATS, {}, meta=b"")
+        assert (await gateway.frame())[2] == 200
+
+    with_endpoint(act)
+
+
+def test_keys_that_cannot_be_read_let_nobody_in_and_nobody_know() -> None:
+    async def act(endpoint: Endpoint, connect: Callable[[], Awaitable[Peer]]) -> None:
+        known = await connect()
+        await known.greet("sdk", SDK_KEY)
+        secrets_of_this_run.clear()
+        peer = await connect()
+        peer.writer.write(ClientHandshake("sdk", SDK_KEY).hello((await peer.frame())[4]))
+        with pytest.raises(ConnectionError):
+            await peer.frame()
+        endpoint.drop_revoked()
+        known.ask(1, Op.STATS, {}, meta=b"")
+        assert (await known.frame())[2] == 200
+
+    with_endpoint(act)
+
+
+def test_a_body_whose_answer_could_exceed_a_frame_is_refused_alone() -> None:
+    async def act(endpoint: Endpoint, connect: Callable[[], Awaitable[Peer]]) -> None:
+        peer = await connect()
+        await peer.greet("gateway", SECRET)
+        actions = [f"{n}".ljust(240, "x") for n in range(1000)]
+        decisions = [{"surface": "product", "actions": actions}] * 16
+        peer.ask(1, Op.DECIDE, {"userId": "a", "decisions": decisions})
+        peer.ask(2, Op.TRACK, {"userId": "a", "event": "e"})
+        assert [(await peer.frame())[2] for _ in range(2)] == [413, 200]
 
     with_endpoint(act)
