@@ -23,6 +23,8 @@ from cluster.partition_map import PartitionMap, owner
 LOG = logging.getLogger("onehop.actors")
 
 RESTART_S_MAX = 5.0
+# Items that shards take in one call, and log as one record.
+REGISTER_MAX = 10_000
 
 
 class Started(msgspec.Struct, frozen=True):
@@ -168,8 +170,8 @@ class Coordinator:
         """Add items known only by id, for a warm start without a catalogue; how many are new."""
         known = self._catalogue(tenant).numbers
         fresh: list[Item | RequestError] = [Item(i) for i in dict.fromkeys(ids) if i not in known]
-        if fresh:
-            await self.put_many(tenant, fresh)
+        for start in range(0, len(fresh), REGISTER_MAX):
+            await self.put_many(tenant, fresh[start : start + REGISTER_MAX])
         return len(fresh)
 
     def item_ids(self, tenant: str) -> list[str]:

@@ -44,6 +44,7 @@ COMPACT_S = 5.0
 COMPACT_RETRY_S = 60.0
 # Events applied in one turn of a warm start; more would keep requests waiting over 10 ms.
 LOAD_EVENTS_MAX = 20_000
+LOAD_PROFILES_MAX = 1000
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)
@@ -125,15 +126,24 @@ class ShardActor:
 
     async def load_profiles(self, token: str, tenant: str, chunk: dict[str, Any]) -> int:
         """Merge a warm start's traits, once per token; returns how many, once durable."""
-        count = self.shard.load_profiles(
-            token, tenant, chunk["key_hi"], chunk["key_lo"], chunk["traits"]
-        )
+        count = len(chunk["traits"])
+        for start in range(0, count, LOAD_PROFILES_MAX):
+            part = {
+                name: column[start : start + LOAD_PROFILES_MAX] for name, column in chunk.items()
+            }
+            self.shard.load_profiles(
+                f"{token}/{start}", tenant, part["key_hi"], part["key_lo"], part["traits"]
+            )
+            await asyncio.sleep(0)
+        self.shard.loaded[token] = count
         await self._sync()
         return count
 
     async def load_tokens(self, prefix: str) -> list[str]:
-        """The tokens with this prefix whose chunks were applied."""
-        return [token for token in self.shard.loaded if token.startswith(prefix)]
+        """The tokens with this prefix whose chunks were applied, once they are durable."""
+        tokens = [token for token in self.shard.loaded if token.startswith(prefix)]
+        await self._sync()
+        return tokens
 
     async def event_numbers(self, tenant: str, names: list[str]) -> list[int]:
         """Numbers of event names on this shard, given to names that are new."""
@@ -199,6 +209,7 @@ class ShardActor:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_S)
+            self.endpoint.drop_revoked()
             forgotten = self.shard.sweep()
             if forgotten:
                 LOG.info("shard %s forgot %d stale profiles", self.shard.shard_id, forgotten)

@@ -6,7 +6,8 @@ never await; `replay` does again what a record of the log says, through the same
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from time import time
 from typing import Any
 
@@ -38,8 +39,11 @@ from actors.records import (
 from actors.store import ProfileStore
 from actors.tenant import Tenant
 from cluster.config import Config
-from cluster.errors import RequestError
+from cluster.errors import RequestError, StoreFull
 from cluster.keys import KeyRange
+
+SEEDED_BYTES_MAX = 8 << 20
+"""Ids and documents of one record of a catalogue; with the rest it stays far below a batch."""
 
 
 class ShardState:
@@ -137,6 +141,7 @@ class ShardState:
         return row
 
     def forget(self, row: int) -> None:
+        """Erase the profile at `row`; who gets the row next inherits nothing."""
         for tenant in self.tenants.values():
             tenant.engine.forget(row)
         self.store.remove(row)
@@ -160,6 +165,8 @@ class ShardState:
 
     def sweep(self) -> int:
         """Forget profiles past their time to live, a bounded part at a time."""
+        if self.journal is not None and not self.journal.has_room:
+            return 0
         record = Swept(max(int(self.now()) - self.config.profile_ttl_s, 0), self.swept_to)
         forgotten = self._sweep(record)
         if forgotten:
@@ -167,8 +174,10 @@ class ShardState:
         return forgotten
 
     def _sweep(self, record: Swept) -> int:
-        forgotten, self.swept_to = self.store.expire(record.before_s, record.start)
-        return forgotten
+        stale, self.swept_to = self.store.stale(record.before_s, record.start)
+        for row in stale:
+            self.forget(row)
+        return len(stale)
 
     def put_items(self, tenant_name: str, items_json: bytes) -> None:
         """Apply items that the coordinator has accepted."""
@@ -180,7 +189,8 @@ class ShardState:
     def load_catalogue(self, tenant_name: str, dump: CatalogueDump) -> None:
         """Become the catalogue of a dump; ours is empty or an earlier state of it."""
         self.tenant(tenant_name).catalogue.load(dump)
-        self.log(Seeded(tenant_name, dump))
+        for part in _parts(dump):
+            self.log(Seeded(tenant_name, part))
 
     def take_down(self, tenant_name: str, ids: list[str]) -> None:
         """Take items down, from the next decision on."""
@@ -189,19 +199,21 @@ class ShardState:
         self.log(Catalogued(tenant_name, b"[]", ids))
 
     def load_events(self, token: str, tenant_name: str, chunk: dict[str, NDArray[Any]]) -> int:
-        """Apply many events at once, in order, once per token. Returns how many; raises StoreFull.
+        """Apply many events at once, in order, once per token. Returns how many.
 
         chunk  columns as in `records.COLUMNS`, in this shard's range; item -1 = none
+        Raises StoreFull if not all fit: those that did stay, here and in the log.
         """
         if token not in self.loaded:
-            self.loaded[token] = self._load_events(tenant_name, chunk)
+            tenant = self.tenant(tenant_name)
+            # Logged first: a chunk that fits in part is applied in the same part by replay.
             self.log(Loaded(tenant_name, token, pack_columns(chunk)))
+            self.loaded[token] = len(chunk["item"])
+            self._load_events(tenant, chunk)
         return self.loaded[token]
 
-    def _load_events(self, tenant_name: str, chunk: dict[str, NDArray[Any]]) -> int:
-        tenant = self.tenant(tenant_name)
+    def _load_events(self, tenant: Tenant, chunk: dict[str, NDArray[Any]]) -> None:
         rows = self.store.ensure_many(chunk["key_hi"], chunk["key_lo"], chunk["time"])
-        applied = len(rows)
         self.store.apply_many(
             rows,
             chunk["item"],
@@ -218,7 +230,6 @@ class ShardState:
             tenant.engine.learn_batch(rows, items, kinds, chunk["value"], chunk["time"])
         if tenant.catalogue.embeddings is not None:
             self.store.blend_many(rows, items, kinds, tenant.catalogue.embeddings)
-        return applied
 
     def load_profiles(
         self,
@@ -228,21 +239,31 @@ class ShardState:
         key_lo: NDArray[np.int64],
         traits: list[bytes],
     ) -> int:
-        """Merge traits (JSON objects) into many profiles, once per token."""
+        """Merge traits (JSON objects) into many profiles, once per token. Returns how many.
+
+        Raises RequestError if some can't be merged, and changes nothing then; StoreFull if not all
+        fit: those that did stay, here and in the log.
+        """
         if token not in self.loaded:
             raw = np.stack([key_hi, key_lo], axis=1).astype(">i8").tobytes()
             keys = [raw[at : at + 16] for at in range(0, len(raw), 16)]
             self.tenant(tenant_name)
-            now_s = int(self.now())
-            merged = []
+            merged: list[bytes] = []
+            latest: dict[bytes, bytes] = {}
             for key, document in zip(keys, traits, strict=True):
                 row = self.store.find(key)
-                stored = self.store.traits(row) if row >= 0 else b""
-                merged.append(merge_traits(stored, msgspec.json.decode(document)))
-                self.set_traits(key, now_s, merged[-1])
-            self.loaded[token] = len(keys)
-            self.log(LoadedTraits(tenant_name, token, now_s, keys, merged))
+                stored = latest.get(key, self.store.traits(row) if row >= 0 else b"")
+                latest[key] = merge_traits(stored, msgspec.json.decode(document))
+                merged.append(latest[key])
+            record = LoadedTraits(tenant_name, token, int(self.now()), keys, merged)
+            self.log(record)
+            self._load_traits(record)
         return self.loaded[token]
+
+    def _load_traits(self, record: LoadedTraits) -> None:
+        self.loaded[record.token] = len(record.keys)
+        for key, traits in zip(record.keys, record.traits, strict=True):
+            self.set_traits(key, record.now_s, traits)
 
     def replay(self, record: records.AnyRecord) -> None:
         """Do again what a record of this shard's log says."""
@@ -260,7 +281,9 @@ class ShardState:
             case Identified():
                 self.remember(record, self.set_traits(record.key, record.now_s, record.traits))
             case Forgotten():
-                self.forget(self.store.find(record.key))
+                row = self.store.find(record.key)
+                assert row >= 0, "only who has a profile is forgotten"
+                self.forget(row)
             case Named():
                 self.tenant(record.tenant).event_types.number(record.name)
             case Seeded():
@@ -269,11 +292,24 @@ class ShardState:
                 self.put_items(record.tenant, record.items)
                 self.take_down(record.tenant, record.taken_down)
             case Loaded():
-                columns = unpack_columns(record.columns)
-                self.loaded[record.token] = self._load_events(record.tenant, columns)
+                self.loaded[record.token] = len(record.columns[0]) // 8
+                with suppress(StoreFull):
+                    self._load_events(self.tenant(record.tenant), unpack_columns(record.columns))
             case LoadedTraits():
-                for key, traits in zip(record.keys, record.traits, strict=True):
-                    self.set_traits(key, record.now_s, traits)
-                self.loaded[record.token] = len(record.keys)
+                with suppress(StoreFull):
+                    self._load_traits(record)
             case Swept():
                 self._sweep(record)
+
+
+def _parts(dump: CatalogueDump) -> Iterator[CatalogueDump]:
+    """A dump as several, each small enough for a record; loaded in order they give the whole."""
+    items: list[tuple[str, bytes]] = []
+    size = 0
+    for item_id, document in dump.items:
+        if size + len(item_id) + len(document) > SEEDED_BYTES_MAX:
+            yield CatalogueDump(dump.attributes, items)
+            items, size = [], 0
+        items.append((item_id, document))
+        size += len(item_id) + len(document)
+    yield CatalogueDump(dump.attributes, items)

@@ -26,7 +26,7 @@ _MAP_NORESERVE = 0x4000
 INDEX_SLOTS_MIN = 1 << 10
 _NOTHING: NDArray[np.int32] = np.zeros(0, np.int32)
 _WEIGHTS = np.array(WEIGHTS, np.float32)
-EXPIRE_ROWS = 1 << 16
+SWEEP_ROWS = 1 << 16
 
 
 class StoredEvent(NamedTuple):
@@ -252,17 +252,15 @@ class ProfileStore:
         """Forget the profile at `row`; nothing of it stays in memory."""
         kernels.remove(self.rows, self.words, self.index, self.old_index, self.heap, row)
 
-    def expire(self, before_s: int, start: int) -> tuple[int, int]:
-        """Forget profiles last seen before `before_s` among EXPIRE_ROWS rows from `start`.
+    def stale(self, before_s: int, start: int) -> tuple[list[int], int]:
+        """Rows of profiles last seen before `before_s` among SWEEP_ROWS rows from `start`.
 
-        Returns (profiles forgotten, where to go on; 0 = at the end), so a sweep never pauses long.
+        Returns (rows, where to go on; 0 = at the end), so a sweep never pauses long.
         """
-        stop = min(start + EXPIRE_ROWS, int(self.heap[kernels.ROWS_NEXT]))
+        stop = min(start + SWEEP_ROWS, int(self.heap[kernels.ROWS_NEXT]))
         part = self.rows[start:stop]
         stale = np.flatnonzero((part["flags"] & kernels.LIVE) & (part["last_seen"] < before_s))
-        for offset in stale.tolist():
-            self.remove(start + offset)
-        return len(stale), stop if stop < self.heap[kernels.ROWS_NEXT] else 0
+        return (stale + start).tolist(), stop if stop < self.heap[kernels.ROWS_NEXT] else 0
 
     def bought(self, row: int) -> NDArray[np.int32]:
         """Items of the ring that the person has purchased, int32 [n]."""

@@ -175,12 +175,16 @@ def test_full_store_refuses_and_stays_whole() -> None:
     store.check()
 
 
-def test_expire_forgets_the_stale_and_only_them() -> None:
+def test_stale_are_all_who_were_last_seen_before_and_only_they() -> None:
     store = small_store()
     for person in range(100):
         store.ensure(key_of(person), person)
-    assert store.expire(40, 0) == (40, 0)
-    assert [store.find(key_of(p)) >= 0 for p in (0, 39, 40, 99)] == [False, False, True, True]
+    rows, go_on = store.stale(40, 0)
+    assert [store.key(row) for row in rows] == [key_of(person) for person in range(40)]
+    assert go_on == 0
+    for row in rows:
+        store.remove(row)
+    assert store.stale(40, 0) == ([], 0)
     store.check()
 
 
