@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hmac
 import secrets
+from collections.abc import Mapping
 from enum import IntEnum
 from hashlib import sha256
 from struct import Struct
@@ -56,6 +57,13 @@ class Op(IntEnum):
 
 
 OPS = frozenset(int(op) for op in Op)
+OP_OF_TYPE: Mapping[str, Op] = {
+    "decide": Op.DECIDE,
+    "track": Op.TRACK,
+    "identify": Op.IDENTIFY,
+    "page": Op.PAGE,
+}
+"""What a message asks, by its "type" in a batch or stream; over HTTP by the last of its path."""
 
 # (request id, op, status, meta, body)
 Frame = tuple[int, int, int, bytes, bytes]

@@ -156,7 +156,7 @@ class Keys:
         for name, value in headers:
             if name == b"x-api-key" or name == b"authorization":
                 found = self.caller_of_key(value)
-                check_origin(found, headers)
+                _check_origin(found, headers)
                 return found
             if name == b"host":
                 host = value
@@ -252,18 +252,6 @@ def header_of(headers: Sequence[Header], wanted: bytes) -> bytes:
     return b""
 
 
-def check_origin(caller: Caller, headers: Sequence[Header]) -> None:
-    """Raises RequestError (403) if a pk_ key is used by a page whose origin it does not list.
-
-    A request without Origin does not come from a page."""
-    if caller.role == "pk" and (origin := header_of(headers, b"origin")):
-        allowed = caller.origins
-        if origin not in allowed and ANY_ORIGIN not in allowed:
-            raise RequestError(
-                403, "the key is not for this origin", "Origin", _shown(origin), "one it lists"
-            )
-
-
 def read_environment(path: Path) -> PlainKeys | None:
     """The keys of a `keys.env`; None without such a file."""
     try:
@@ -276,6 +264,18 @@ def read_environment(path: Path) -> PlainKeys | None:
 
 def _checksum(role: bytes, body: bytes) -> bytes:
     return sha256(role + b"_" + body).hexdigest()[:6].encode()
+
+
+def _check_origin(caller: Caller, headers: Sequence[Header]) -> None:
+    """Raises RequestError (403) if a pk_ key is used by a page whose origin it does not list.
+
+    A request without Origin does not come from a page."""
+    if caller.role == "pk" and (origin := header_of(headers, b"origin")):
+        allowed = caller.origins
+        if origin not in allowed and ANY_ORIGIN not in allowed:
+            raise RequestError(
+                403, "the key is not for this origin", "Origin", _shown(origin), "one it lists"
+            )
 
 
 def _is_loopback_name(host: bytes) -> bool:

@@ -32,7 +32,7 @@ from actors.messages import (
     TrackAnswer,
 )
 from cluster.errors import OnehopError, RequestError
-from cluster.frames import Op
+from cluster.frames import OP_OF_TYPE, Op
 from cluster.keys import ANONYMOUS, USER, key_hash, place
 from serve.client_http import ApiError
 from serve.delivery import Delivery
@@ -42,13 +42,6 @@ Document = dict[str, Any]
 
 # Statuses of a batch's single message that a retry may help.
 RETRIED = frozenset((429, 500, 503))
-
-_OPS: Mapping[str, Op] = {
-    "decide": Op.DECIDE,
-    "track": Op.TRACK,
-    "identify": Op.IDENTIFY,
-    "page": Op.PAGE,
-}
 
 _person = msgspec.json.Decoder(Person)
 _decide_answer = msgspec.json.Decoder(DecideAnswer)
@@ -310,8 +303,8 @@ class Client:
         """One message of a batch, as the gateway would answer it."""
         kind = message.pop("type", None)
         try:
-            if kind not in _OPS:
-                raise _wrong(422, "the type is unknown", "type", repr(kind), ", ".join(_OPS))
+            if kind not in OP_OF_TYPE:
+                raise _wrong(422, "the type is unknown", "type", repr(kind), ", ".join(OP_OF_TYPE))
             body = _encode(message)
             reply = await self._message(
                 kind, message.get("userId"), message.get("anonymousId"), body
@@ -328,7 +321,7 @@ class Client:
     ) -> bytes:
         await self._ensure_started()
         position = self._position(user_id, anonymous_id)
-        return await self._delivery.ask(_OPS[kind], position, "POST", "/v1/" + kind, body)
+        return await self._delivery.ask(OP_OF_TYPE[kind], position, "POST", "/v1/" + kind, body)
 
     async def _ask(
         self, op: Op | None, position: int, method: str, path: str, body: bytes

@@ -21,25 +21,14 @@ from actors.messages import (
     Person,
 )
 from cluster.errors import RequestError
-from cluster.frames import Op
+from cluster.frames import OP_OF_TYPE, Op
 from cluster.keys import ANONYMOUS, USER, key_hash, place
 from cluster.partition_map import PartitionMap
 from serve.auth import Caller, Keys
 from serve.problems import DECODE_ERRORS, Answer, Header, answer_of, malformed, too_large
 
-FAST_ROUTES: Mapping[str, Op] = {
-    "/v1/decide": Op.DECIDE,
-    "/v1/track": Op.TRACK,
-    "/v1/identify": Op.IDENTIFY,
-    "/v1/page": Op.PAGE,
-}
+FAST_ROUTES: Mapping[str, Op] = {f"/v1/{name}": op for name, op in OP_OF_TYPE.items()}
 BATCH_ROUTE = "/v1/batch"
-OP_OF_TYPE: Mapping[str, Op] = {
-    "decide": Op.DECIDE,
-    "track": Op.TRACK,
-    "identify": Op.IDENTIFY,
-    "page": Op.PAGE,
-}
 
 _person = msgspec.json.Decoder(Person)
 _batch = msgspec.json.Decoder(BatchRequest)

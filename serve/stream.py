@@ -33,8 +33,9 @@ from starlette.websockets import WebSocketDisconnect
 
 from actors.messages import BODY_BYTES_MAX, Person, Wire
 from cluster.errors import AuthError, OnehopError, RequestError
-from serve.auth import Caller, check_origin
-from serve.gateway import OP_OF_TYPE, Gateway, without
+from cluster.frames import OP_OF_TYPE
+from serve.auth import Caller
+from serve.gateway import Gateway, without
 from serve.problems import DECODE_ERRORS, Answer, Header, answer_of, too_large
 
 STREAM_ROUTE = "/v1/stream"
@@ -76,34 +77,26 @@ async def serve_stream(gateway: Gateway, scope: Scope, receive: Receive, send: S
     await receive()
     subprotocols: list[str] = scope.get("subprotocols", [])
     chosen = SUBPROTOCOL if SUBPROTOCOL in subprotocols else None
-    caller: Caller | None = None
-    refusal: Exception | None = None
-    try:
-        caller = _caller_of_handshake(gateway, scope, subprotocols)
-    except OnehopError as error:
-        refusal = error
     await send({"type": "websocket.accept", "subprotocol": chosen})
-    if caller is None and not isinstance(refusal, AuthError):
-        await _refuse(gateway, refusal, send)
+    try:
+        headers = await _log_in(gateway, scope["headers"], subprotocols, receive)
+    except OnehopError as error:
+        await _refuse(gateway, error, send)
         return
-    if caller is None:
-        try:
-            async with asyncio.timeout(FIRST_MESSAGE_S):
-                caller = _caller_of_login(gateway, await receive(), scope["headers"])
-        except (OnehopError, TimeoutError) as error:
-            await _refuse(gateway, error if isinstance(error, OnehopError) else refusal, send)
-            return
-    if caller is not None:
+    if headers is not None:
         gateway.count(STREAM_ROUTE, 101)
-        await Stream(gateway, caller, send).run(receive)
+        await Stream(gateway, headers, send).run(receive)
 
 
 class Stream:
-    """One authenticated connection: reads messages, answers them as they become ready."""
+    """One authenticated connection: reads messages, answers them as they become ready.
 
-    def __init__(self, gateway: Gateway, caller: Caller, send: Send) -> None:
+    headers  who calls; asked again with every text message, for keys expire and are withdrawn
+    """
+
+    def __init__(self, gateway: Gateway, headers: Sequence[Header], send: Send) -> None:
         self._gateway = gateway
-        self._caller = caller
+        self._headers = headers
         self._send = send
         self._tasks: set[asyncio.Task[None]] = set()
         self._ready: list[bytes] = []
@@ -121,17 +114,23 @@ class Stream:
                 message = await receive()
                 if message["type"] != "websocket.receive":
                     return
+                caller = self._gateway.keys.caller_of(self._headers)
                 text = message.get("text")
-                self._take(text.encode() if text is not None else message.get("bytes") or b"")
+                data = text.encode() if text is not None else message.get("bytes") or b""
+                self._take(caller, data)
                 while self._open >= STREAM_INFLIGHT_MAX and not self._gone:
                     self._room.clear()
                     await self._room.wait()
+        except OnehopError as error:
+            # Two writers would disturb each other.
+            writer.cancel()
+            await _refuse(self._gateway, error, self._send)
         finally:
             writer.cancel()
             for task in self._tasks:
                 task.cancel()
 
-    def _take(self, data: bytes) -> None:
+    def _take(self, caller: Caller, data: bytes) -> None:
         try:
             if len(data) > BODY_BYTES_MAX:
                 raise too_large("the message", len(data), BODY_BYTES_MAX)
@@ -143,11 +142,11 @@ class Stream:
             return
         self._open += len(messages)
         for raw in messages:
-            task = asyncio.create_task(self._message(bytes(raw)))
+            task = asyncio.create_task(self._message(caller, bytes(raw)))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _message(self, data: bytes) -> None:
+    async def _message(self, caller: Caller, data: bytes) -> None:
         message_id = b"null"
         try:
             head = _head.decode(data)
@@ -157,7 +156,7 @@ class Stream:
                 wanted = ", ".join(OP_OF_TYPE)
                 raise RequestError(422, "the type is unknown", "type", repr(head.type), wanted)
             body = without(data, "id", "type")
-            answer = await self._gateway.forward(op, self._caller, head, body)
+            answer = await self._gateway.forward(op, caller, head, body)
         except Exception as error:
             answer = answer_of(error)
         self._reply(message_id, answer)
@@ -187,33 +186,48 @@ class Stream:
             self._room.set()
 
 
-def _caller_of_handshake(gateway: Gateway, scope: Scope, subprotocols: list[str]) -> Caller:
-    for subprotocol in subprotocols:
-        if subprotocol.startswith(("pk_", "sk_")):
-            caller = gateway.keys.caller_of_key(subprotocol.encode("latin-1"))
-            check_origin(caller, scope["headers"])
-            return caller
-    return gateway.keys.caller_of(scope["headers"])
-
-
-def _caller_of_login(
-    gateway: Gateway, message: MutableMapping[str, Any], headers: Sequence[Header]
-) -> Caller | None:
-    """The caller of a first message, or None if there is none because the caller is gone."""
+async def _log_in(
+    gateway: Gateway, headers: Sequence[Header], subprotocols: list[str], receive: Receive
+) -> Sequence[Header] | None:
+    """Headers that name the caller, by the handshake or by the first message; None if the caller
+    is gone. Raises AuthError or RequestError."""
+    named = _credentials(headers, subprotocols)
+    try:
+        gateway.keys.caller_of(named)
+        return named
+    except AuthError as error:
+        refusal = error
+    try:
+        async with asyncio.timeout(FIRST_MESSAGE_S):
+            message = await receive()
+    except TimeoutError:
+        raise refusal from None
     if message["type"] != "websocket.receive":
         return None
+    named = _credentials(headers, [_key_of_login(message)])
+    gateway.keys.caller_of(named)
+    return named
+
+
+def _credentials(headers: Sequence[Header], texts: Sequence[str]) -> list[Header]:
+    """The handshake's headers, where a key that came otherwise stands as if it were one."""
+    keys = [text for text in texts if text.startswith(("pk_", "sk_"))]
+    return [*((b"x-api-key", key.encode()) for key in keys), *headers]
+
+
+def _key_of_login(message: MutableMapping[str, Any]) -> str:
     text = message.get("text")
     try:
-        login = _login.decode(text if text is not None else message.get("bytes") or b"")
+        key = _login.decode(text if text is not None else message.get("bytes") or b"").api_key
     except DECODE_ERRORS:
         raise AuthError('the first message must be {"apiKey": "..."}') from None
-    caller = gateway.keys.caller_of_key(login.api_key.encode())
-    check_origin(caller, headers)
-    return caller
+    if not key.startswith(("pk_", "sk_")):
+        raise AuthError("the key is malformed, wanted pk_... or sk_...")
+    return key
 
 
-async def _refuse(gateway: Gateway, error: Exception | None, send: Send) -> None:
-    answer = answer_of(error or AuthError("no key within the time allowed"))
+async def _refuse(gateway: Gateway, error: OnehopError, send: Send) -> None:
+    answer = answer_of(error)
     gateway.count(STREAM_ROUTE, answer.status)
     text = b'[{"id":null,"status":%d,"problem":%b}]' % (answer.status, answer.body)
     await send({"type": "websocket.send", "text": text.decode()})

@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
 from actors.messages import BODY_BYTES_MAX
+from cluster.access import read_keys
+from serve.auth import write_keys
 from serve.fast_lane import FastLane
 from serve.stream import STREAM_INFLIGHT_MAX
 from tests.serve.edge import LOCAL, Edge, Headers, echo_json, key_header, new_edge
@@ -197,6 +200,43 @@ async def test_a_page_may_stream_only_with_a_key_that_lists_it(tmp_path: Path):
                     assert (reply["status"], reply["problem"]["field"]) == (403, "Origin")
                     assert (await socket.outgoing.get())["code"] == 1008
         assert len(edge.owner.requests) == 2
+
+
+@asynchronous
+async def test_a_key_that_is_withdrawn_ends_its_streams_and_no_others(tmp_path: Path):
+    async with new_edge(tmp_path, keyless=False) as edge:
+        path = tmp_path / "keys.json"
+        sockets = [await opened(edge, key_header(key)) for key in (edge.keys.sk, edge.keys.pk)]
+        withdrawn, kept = sockets
+        for socket in sockets:
+            socket.send({"type": "track", "id": 1, "anonymousId": "v1"})
+            assert (await socket.replies(1))[0]["status"] == 200
+        write_keys(path, [key for key in read_keys(path) if key.role == "pk"])
+        edge.gateway.keys._checked_at = 0.0
+        for socket in sockets:
+            socket.send({"type": "track", "id": 2, "anonymousId": "v1"})
+        (reply,) = await withdrawn.replies(1)
+        assert (reply["id"], reply["status"]) == (None, 401)
+        assert (await withdrawn.outgoing.get())["code"] == 4401
+        await withdrawn.task
+        assert (await kept.replies(1))[0]["status"] == 200
+        await kept.close()
+        assert len(edge.owner.requests) == 3
+
+
+@asynchronous
+async def test_who_neither_shows_a_key_nor_leaves_is_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("serve.stream.FIRST_MESSAGE_S", 0.05)
+    async with new_edge(tmp_path, keyless=False) as edge:
+        silent = await opened(edge)
+        assert (await silent.replies(1))[0]["status"] == 401
+        assert (await silent.outgoing.get())["code"] == 4401
+        await silent.task
+        leaving = await opened(edge)
+        await leaving.close()
+        assert leaving.outgoing.empty()
 
 
 @asynchronous
