@@ -27,6 +27,8 @@ POSTINGS_MAX = 500
 """Sequences kept per item in the neighbour index, the newest."""
 POPULAR_MAX = 128
 """Length of the list of most popular items, which are candidates for everyone."""
+QUITS = 64
+"""Lengths of sequences told apart when it is learned how often they end."""
 RECENT_SHARE = 10
 """The newest 1/10 of all events is what `recent` counts."""
 
@@ -57,6 +59,8 @@ class Base(NamedTuple):
                     ascending, so the newest sequences of an item stand last
     counts, recent  float32 [n], events per item: all, and of the newest 1/RECENT_SHARE
     popular         int32 [POPULAR_MAX or fewer], by falling recent count
+    quits           float32 [QUITS], share of the sequences with j events that have no more;
+                    the last counts all longer ones
     """
 
     history: History
@@ -67,6 +71,7 @@ class Base(NamedTuple):
     counts: NDArray[np.float32]
     recent: NDArray[np.float32]
     popular: NDArray[np.int32]
+    quits: NDArray[np.float32]
 
     @property
     def bytes_used(self) -> int:
@@ -90,7 +95,16 @@ def build(history: History, n: int) -> Base:
     size = min(POPULAR_MAX, int(np.count_nonzero(counts)))
     # Ties in the recent count go to the item with more events in all.
     popular = np.lexsort((-counts, -recent))[:size].astype(np.int32)
-    return Base(history, after, before, postings_at, postings, counts, recent, popular)
+    quits = _quits(np.diff(starts))
+    return Base(history, after, before, postings_at, postings, counts, recent, popular, quits)
+
+
+def _quits(lengths: NDArray[np.int64]) -> NDArray[np.float32]:
+    ended = np.bincount(np.minimum(lengths, QUITS - 1), minlength=QUITS).astype(np.float64)
+    reached = np.cumsum(ended[::-1])[::-1].copy()
+    # Sequences in the last bucket went on for a while before they ended.
+    reached[-1] = max(float(lengths[lengths >= QUITS - 1].sum() - (QUITS - 2) * ended[-1]), 0.0)
+    return ((ended + 1.0) / (reached + 2.0)).astype(np.float32)
 
 
 @njit(cache=True, nogil=True)

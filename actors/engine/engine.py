@@ -72,6 +72,7 @@ class NextAction:
         self._people = people
         self._items = items
         self._keys = people.rows["key_hi"]
+        self._acted = people.rows["session_events"]
         self._events_max = events_max
         self._gap_s = session_gap_s
         self._base = bases.build(history.empty(), 0)
@@ -202,8 +203,12 @@ class NextAction:
             out.scores,
             out.probabilities,
         )
+        acted = int(self._acted[row]) if row >= 0 else 0
         return Ranking(
-            out.items[:chosen].copy(), out.scores[:chosen].copy(), out.probabilities[:chosen].copy()
+            out.items[:chosen].copy(),
+            out.scores[:chosen].copy(),
+            out.probabilities[:chosen].copy(),
+            float(self._base.quits[min(acted, bases.QUITS - 1)]) if acted else 0.0,
         )
 
     def explain(self, row: int, items: NDArray[np.int32]) -> NDArray[np.float32]:

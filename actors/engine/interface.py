@@ -18,12 +18,15 @@ class Ranking(NamedTuple):
 
     items          int32 [n], catalogue indices
     scores         float32 [n], descending
-    probabilities  float32 [n], P(the next action is this item), or empty if the policy has none
+    probabilities  float32 [n], P(the next action is this item), given that there is one on an
+                   item that may be shown; empty if the policy has none
+    no_action      P(the session ends here, and there is no next action); 0 if the policy can't say
     """
 
     items: NDArray[np.int32]
     scores: NDArray[np.float32]
     probabilities: NDArray[np.float32]
+    no_action: float = 0.0
 
 
 class People(Protocol):

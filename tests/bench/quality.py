@@ -2,6 +2,10 @@
 
     python -m tests.bench.quality PATH... [--json F] [--online] [--compare] [--ablate] [--cases N]
 
+Latencies are of one decision over the whole catalogue: p50_us and p99_us its scoring by the wall
+clock, cpu_us_* all of it, JSON in to JSON out, by the thread's CPU clock, which does not see what
+else the machine is busy with.
+
 A PATH is a folder in one of the formats of `quality_data`. Train is loaded into a `Shard` as the
 stream that it was; then each test case is one `decide` request. What a person did before is put
 into their profile without being learned, so that a frozen run learns nothing from its test.
@@ -12,7 +16,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 from pathlib import Path
-from time import perf_counter_ns
+from time import perf_counter_ns, thread_time_ns
 from typing import Any, NamedTuple
 
 import msgspec
@@ -46,7 +50,18 @@ COMPONENTS = {
 }
 COLUMNS = (
     *("set", "arm", "hr20", "mrr20", "r10", "ndcg10", "logloss", "acc1", "acc5", "ece"),
-    *("p50_us", "p99_us", "learn_us", "learn_us_p99", "model_bytes", "load_s", "tune_s", "cases"),
+    *(
+        "p50_us",
+        "p99_us",
+        "cpu_us_p50",
+        "cpu_us_p99",
+        "learn_us",
+        "learn_us_p99",
+        "model_bytes",
+        "load_s",
+        "tune_s",
+        "cases",
+    ),
 )
 
 
@@ -57,6 +72,7 @@ class Outcome(NamedTuple):
     top: float
     probability: float
     us: float
+    cpu_us: float
 
 
 class Subject:
@@ -124,14 +140,18 @@ class Subject:
         if self.data.kind == "pages":
             decisions.append({"surface": "product", "actions": [str(case.target)]})
         body = msgspec.json.encode({"userId": name, "decisions": decisions})
+        started = thread_time_ns()
         status, raw = self.shard.handle(Op.DECIDE, CALLER, body, perf_counter_ns())
+        cpu_us = (thread_time_ns() - started) / 1e3 / len(decisions)
         assert status == 200, raw
         answer = msgspec.json.decode(raw)
         if new:
             self.shard.store.remove(row)
             self.engine.forget(row)
         us = answer["tookMs"]["score"] * 1000 / len(decisions)
-        return _outcome(answer["decisions"], case, {str(i) for i in hidden[:-EXCLUDED_MAX]}, us)
+        return _outcome(
+            answer["decisions"], case, {str(i) for i in hidden[:-EXCLUDED_MAX]}, us, cpu_us
+        )
 
     def learn(self, sequence: list[int], name: str) -> None:
         """Let a finished session come in as live events."""
@@ -153,7 +173,9 @@ class Subject:
         return float(np.mean(took)) / 1e3, float(np.percentile(took, 99)) / 1e3
 
 
-def _outcome(decisions: list[Any], case: Case, hidden: set[str], us: float) -> Outcome:
+def _outcome(
+    decisions: list[Any], case: Case, hidden: set[str], us: float, cpu_us: float
+) -> Outcome:
     ranking = [r for r in decisions[0]["ranking"] if r["id"] not in hidden]
     scores = {r["id"]: r["score"] for r in ranking}
     wanted = str(case.target)
@@ -166,7 +188,7 @@ def _outcome(decisions: list[Any], case: Case, hidden: set[str], us: float) -> O
         probability = decisions[1]["ranking"][0]["probability"]
     else:
         probability = next((r["probability"] for r in ranking if r["id"] == wanted), 0.0)
-    return Outcome(rank, ranking[0]["probability"], probability, us)
+    return Outcome(rank, ranking[0]["probability"], probability, us, cpu_us)
 
 
 def ece(outcomes: list[Outcome]) -> float:
@@ -222,11 +244,14 @@ def measure(data: Data, cases_max: int, online: bool, silenced: Iterable[int] = 
     if data.kind == "pages":
         row["logloss"] = float(np.mean([-np.log(max(o.probability, 1e-9)) for o in outcomes]))
     us = np.array([o.us for o in outcomes])
+    cpu_us = np.array([o.cpu_us for o in outcomes])
     learn_us, learn_us_p99 = subject.learn_us()
     return row | {
         "ece": ece(outcomes),
         "p50_us": float(np.percentile(us, 50)),
         "p99_us": float(np.percentile(us, 99)),
+        "cpu_us_p50": float(np.percentile(cpu_us, 50)),
+        "cpu_us_p99": float(np.percentile(cpu_us, 99)),
         "learn_us": learn_us,
         "learn_us_p99": learn_us_p99,
         "model_bytes": subject.engine.bytes_used(),
@@ -266,7 +291,16 @@ def ablate(data: Data, cases_max: int) -> list[Row]:
 
 def tidy(row: Row) -> Row:
     """The row with as many digits as say something."""
-    digits = {"p50_us": 1, "p99_us": 1, "learn_us": 1, "learn_us_p99": 1, "load_s": 2, "tune_s": 2}
+    digits = {
+        "cpu_us_p50": 1,
+        "cpu_us_p99": 1,
+        "p50_us": 1,
+        "p99_us": 1,
+        "learn_us": 1,
+        "learn_us_p99": 1,
+        "load_s": 2,
+        "tune_s": 2,
+    }
     return {
         k: round(v, digits.get(k, 4)) if isinstance(v, float) else v
         for k, v in row.items()

@@ -157,6 +157,18 @@ def test_the_log_may_wrap_and_still_links_only_what_it_holds(monkeypatch):
     assert len(kept["items"]) == 1600, "decisions wait for a base before the log loses events"
 
 
+def test_no_action_is_as_likely_as_sessions_of_that_length_ended():
+    learner, people, _ = engine(people_n=500)
+    for row in range(400):
+        feed(learner, people, row, [1, 2] if row % 4 else [1, 2, 3])
+    learner.consolidate()
+    people.rows["session_events"][450] = 1
+    assert learner.rank(450, None, 3, 2000, NONE, False).no_action == pytest.approx(0, abs=0.01)
+    people.rows["session_events"][450] = 2
+    assert learner.rank(450, None, 3, 2000, NONE, False).no_action == pytest.approx(0.75, abs=0.01)
+    assert learner.rank(-1, None, 3, 2000, NONE, False).no_action == 0.0
+
+
 def test_vector_policy_is_the_dot_product():
     people, items = FakePeople(4), FakeItems(30)
     rng = np.random.default_rng(9)
