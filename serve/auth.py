@@ -156,7 +156,8 @@ class Keys:
         for name, value in headers:
             if name == b"x-api-key" or name == b"authorization":
                 found = self.caller_of_key(value)
-                _check_origin(found, headers)
+                if found.role == "pk":
+                    _check_origin(found, headers)
                 return found
             if name == b"host":
                 host = value
@@ -166,7 +167,9 @@ class Keys:
 
     def caller_of_key(self, value: bytes) -> Caller:
         """Who holds this key, given plainly or as "Bearer <key>". Raises AuthError."""
-        now = self._reloaded()
+        now = self._clock()
+        if now - self._checked_at >= RELOAD_S:
+            self._reload()
         found = self._verified.get(value)
         if found is None:
             found = self._verify(value, now)
@@ -179,7 +182,8 @@ class Keys:
 
     def allows(self, origin: bytes) -> bool:
         """Whether any pk_ key allows pages of this origin."""
-        self._reloaded()
+        if self._clock() - self._checked_at >= RELOAD_S:
+            self._reload()
         return origin in self.origins or ANY_ORIGIN in self.origins
 
     def _keyless_caller(self, host: bytes, origin: bytes) -> Caller:
@@ -215,15 +219,8 @@ class Keys:
         origins = frozenset(origin.encode() for origin in match.origins)
         return caller(match.role, match.tenant, match.expires_at, origins)
 
-    def _reloaded(self) -> float:
-        """The time, by which the file was looked at no longer than RELOAD_S ago."""
-        now = self._clock()
-        if now - self._checked_at >= RELOAD_S:
-            self._checked_at = now
-            self._reload()
-        return now
-
     def _reload(self) -> None:
+        self._checked_at = self._clock()
         try:
             stat = self._path.stat()
             stamp = (stat.st_mtime_ns, stat.st_ino)
@@ -270,12 +267,11 @@ def _check_origin(caller: Caller, headers: Sequence[Header]) -> None:
     """Raises RequestError (403) if a pk_ key is used by a page whose origin it does not list.
 
     A request without Origin does not come from a page."""
-    if caller.role == "pk" and (origin := header_of(headers, b"origin")):
-        allowed = caller.origins
-        if origin not in allowed and ANY_ORIGIN not in allowed:
-            raise RequestError(
-                403, "the key is not for this origin", "Origin", _shown(origin), "one it lists"
-            )
+    origin = header_of(headers, b"origin")
+    if origin and origin not in caller.origins and ANY_ORIGIN not in caller.origins:
+        raise RequestError(
+            403, "the key is not for this origin", "Origin", _shown(origin), "one it lists"
+        )
 
 
 def _is_loopback_name(host: bytes) -> bool:

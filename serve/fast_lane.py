@@ -85,7 +85,13 @@ async def respond(gateway: Gateway, scope: Scope, receive: Receive, send: Send) 
         return
     path = scope["path"]
     try:
-        body = await _body_in_time(receive, gateway.body_timeout_s)
+        # A timer costs more than the rest of this; uvicorn knows whether one is needed. Its only
+        # other message has no body: that the caller is gone.
+        if getattr(getattr(receive, "__self__", None), "more_body", True):
+            async with asyncio.timeout(gateway.body_timeout_s):
+                body = await _body(receive)
+        else:
+            body = (await receive()).get("body")
         if body is None:
             return
         if len(body) > BODY_BYTES_MAX:
@@ -100,14 +106,6 @@ async def respond(gateway: Gateway, scope: Scope, receive: Receive, send: Send) 
     await send_answer(answer, send)
 
 
-async def _body_in_time(receive: Receive, timeout_s: float) -> bytes | None:
-    # A timer costs more than all the rest of this; uvicorn knows whether one is needed.
-    if not getattr(getattr(receive, "__self__", None), "more_body", True):
-        return await _body(receive)
-    async with asyncio.timeout(timeout_s):
-        return await _body(receive)
-
-
 async def _body(receive: Receive) -> bytes | None:
     """The body, or its first BODY_BYTES_MAX + 1 bytes or more; None if the caller left."""
     parts: list[bytes] = []
@@ -117,12 +115,9 @@ async def _body(receive: Receive) -> bytes | None:
         message = await receive()
         if message["type"] != "http.request":
             return None
-        part: bytes = message.get("body", b"")
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
         more = message.get("more_body", False)
-        if not more and not parts:
-            return part
-        parts.append(part)
-        size += len(part)
     return b"".join(parts)
 
 
