@@ -14,6 +14,7 @@ from typing import Protocol
 import msgspec
 
 from actors.catalogue import Catalogue, CatalogueDump, decode_items
+from actors.layout import LayoutFile
 from actors.messages import BATCH_MAX, Item, Problem
 from cluster.config import Config
 from cluster.errors import RequestError, Unavailable
@@ -83,6 +84,7 @@ class Coordinator:
         self, config: Config, new_shard: Callable[[str, KeyRange], Awaitable[ShardHandle]]
     ) -> None:
         self._config = config
+        self._layout = LayoutFile(config)
         self._new_shard = new_shard
         self._slots = [
             Slot(f"{i}", key_range) for i, key_range in enumerate(split_evenly(config.shards))
@@ -95,13 +97,22 @@ class Coordinator:
         self._supervisors: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Start all shards, or adopt those that outlived a coordinator, and publish the map."""
-        await asyncio.gather(*(self._launch(slot) for slot in self._slots))
+        """Start all shards, or adopt those that outlived a coordinator, and publish the map.
+
+        May be called again after it failed. Raises ConfigError if the data folder was made with
+        other settings, Unavailable or what else a shard failed with.
+        """
+        last_epoch = self._layout.check()
+        # All of them end before one's failure is told: a repeated start must find none under way.
+        launches = (self._launch(slot) for slot in self._slots)
+        for outcome in await asyncio.gather(*launches, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
         started = [slot.started for slot in self._slots if slot.started]
         for tenant in {name for one in started for name in one.catalogues}:
             dumps = (one.catalogues[tenant] for one in started if tenant in one.catalogues)
             self._catalogue(tenant).load(max(dumps, key=lambda dump: len(dump.items)))
-        self._epoch = max(one.epoch for one in started)
+        self._epoch = max(last_epoch, *(one.epoch for one in started))
         for slot in self._slots:
             await self._seed(slot)
         await self._publish()
@@ -192,8 +203,13 @@ class Coordinator:
         return self._catalogues[tenant]
 
     async def _launch(self, slot: Slot) -> None:
-        slot.handle = await self._new_shard(slot.shard_id, slot.key_range)
-        slot.started = await slot.handle.start()
+        handle = slot.handle = await self._new_shard(slot.shard_id, slot.key_range)
+        try:
+            slot.started = await handle.start()
+        except Exception:
+            # Half a start is not to be gone on with: the next one begins with an empty actor.
+            await handle.kill()
+            raise
 
     async def _seed(self, slot: Slot) -> None:
         """Bring a shard's catalogues up to ours. It is `up` from here on."""
@@ -208,6 +224,11 @@ class Coordinator:
     async def _publish(self) -> None:
         async with self._changed:
             self._epoch += 1
+            try:
+                self._layout.save(self._epoch)
+            except OSError as error:
+                # A full disk keeps nobody from being served; the next epoch is saved again.
+                LOG.error("epoch %d is not saved: %s", self._epoch, error)
             self._changed.notify_all()
         await self._on_all(lambda handle: handle.set_epoch(self._epoch))
 
@@ -237,7 +258,8 @@ class Coordinator:
                 async with self._updates:
                     await self._seed(slot)
                 return
-            except Unavailable as error:
+            except Exception as error:
+                # Also a log that can't be trusted: its range stays down, and says so every time.
                 LOG.error("shard %s did not start: %s", slot.shard_id, error)
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, RESTART_S_MAX)

@@ -49,7 +49,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     # Size.
     shards: Annotated[int, Meta(ge=1, le=1024)] = 2
-    """Actors that own a key range each."""
+    """Actors that own a key range each; can't be changed for a `data_dir` that is in use."""
     gateways: Annotated[int, Meta(ge=1, le=256)] = 1
     """Processes that take HTTP."""
     shard_cpus: Annotated[float, Meta(gt=0)] = 0.5
@@ -59,7 +59,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     profile_bytes_max: Annotated[int, Meta(ge=1 << 20)] = 8 << 30
     """Memory that one shard's variable-size profile parts may take."""
     ring_events_max: Annotated[int, Meta(ge=1, le=200)] = 50
-    """Last events kept per person."""
+    """Last events kept per person; can't be changed for a `data_dir` that is in use."""
     items_max: Annotated[int, Meta(ge=1, le=(1 << 24) - 1)] = 4_000_000
     """Items of one tenant's catalogue."""
     tenants_max: Positive = 64

@@ -26,8 +26,9 @@ from typing import Any
 
 import msgspec
 
+from actors.layout import LayoutFile
 from cluster.config import Config
-from cluster.errors import ConfigError, Unavailable
+from cluster.errors import ConfigError, OnehopError, Unavailable
 from serve.auth import PlainKeys, ensure_keys, ensure_secret
 from serve.haproxy_shim import write_shim
 from serve.processes import Process, descendants, end
@@ -103,13 +104,14 @@ class Cluster:
 def launch(config: Config) -> Cluster:
     """Start onehop and wait until it serves.
 
-    Raises ConfigError or Unavailable, and leaves nothing behind then. Only one at a time in a
-    process: Ray is a global of the process.
+    Raises ConfigError, Unavailable or WalCorrupt, and leaves nothing behind then. Only one at a
+    time in a process: Ray is a global of the process.
     """
     if config.port == 0:
         config = msgspec.structs.replace(config, port=free_ports(1)[0])
     elif not config.address and _taken(config.host, config.port):
         raise ConfigError(f"port {config.port} of {config.host} is taken by another process")
+    LayoutFile(config).check()
     keys = ensure_keys(config, time.time())
     ensure_secret(config)
     run_dir = Path(tempfile.mkdtemp(prefix=RUN_DIR_PREFIX, dir="/tmp"))
@@ -263,6 +265,7 @@ def _start(config: Config) -> Any:
     """Coordinator, shards, gateways. Returns the coordinator's handle."""
     import ray
     from ray import serve as ray_serve
+    from ray.exceptions import RayTaskError
     from ray.serve.config import HTTPOptions, ProxyLocation
 
     from actors.coordinator_actor import CoordinatorActor
@@ -280,7 +283,13 @@ def _start(config: Config) -> Any:
         proxy_location=ProxyLocation.EveryNode if config.address else ProxyLocation.HeadOnly,
         http_options=HTTPOptions(host=config.host, port=config.port),
     )
-    ray.get(shards_up)
+    try:
+        ray.get(shards_up)
+    except RayTaskError as error:
+        # Ours says what to do; Ray's would bury it in the traces of three processes.
+        if isinstance(error.cause, OnehopError):
+            raise error.cause from None
+        raise
     ray_serve.run(app(config), name=APP_NAME, route_prefix="/", blocking=False)
     return coordinator
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from itertools import count
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -12,8 +13,9 @@ import pytest
 from actors.catalogue import Catalogue, CatalogueDump
 from actors.coordinator import Coordinator, ShardHandle, Started
 from actors.messages import Item
+from actors.wal import WalCorrupt
 from cluster.config import Config
-from cluster.errors import RequestError, Unavailable
+from cluster.errors import ConfigError, RequestError, Unavailable
 from cluster.keys import KeyRange
 
 PORTS = count(1000)
@@ -28,6 +30,7 @@ class FakeShard:
         self.port = next(PORTS)
         self.catalogues: dict[str, Catalogue] = {}
         self.gone = asyncio.Event()
+        self.broken = False
 
     def catalogue(self, tenant: str) -> Catalogue:
         return self.catalogues.setdefault(tenant, Catalogue(100))
@@ -39,6 +42,8 @@ class FakeShard:
 
     async def start(self) -> Started:
         await self.reach()
+        if self.broken:
+            raise WalCorrupt("wal", 0, "injected")
         dumps = {name: catalogue.dump() for name, catalogue in self.catalogues.items()}
         return Started("h", self.port, "n", self.epoch, dumps)
 
@@ -73,6 +78,8 @@ class World:
     def __init__(self) -> None:
         self.shards: dict[str, FakeShard] = {}
         self.refuse_starts = 0
+        self.fail_starts = 0
+        self.made = 0
 
     async def new_shard(self, shard_id: str, key_range: KeyRange) -> ShardHandle:
         if self.refuse_starts:
@@ -80,14 +87,20 @@ class World:
             raise Unavailable("no room")
         old = self.shards.get(shard_id)
         if old is None or old.gone.is_set():
+            self.made += 1
             self.shards[shard_id] = FakeShard(shard_id)
+            if self.fail_starts:
+                self.fail_starts -= 1
+                self.shards[shard_id].broken = True
         return self.shards[shard_id]
 
 
 def with_coordinator(act: Callable[[Coordinator, World], Awaitable[None]], shards: int = 3) -> None:
     async def run() -> None:
         world = World()
-        coordinator = Coordinator(Config(shards=shards, items_max=100), world.new_shard)
+        coordinator = Coordinator(
+            Config(shards=shards, items_max=100, durability="memory"), world.new_shard
+        )
         await coordinator.start()
         try:
             await asyncio.wait_for(act(coordinator, world), 20)
@@ -153,7 +166,7 @@ def test_a_new_coordinator_adopts_the_living_shards_and_their_catalogue() -> Non
     async def act(coordinator: Coordinator, world: World) -> None:
         await coordinator.put_items("t", items_json("a", "b"))
         world.shards["2"].catalogues.clear()
-        second = Coordinator(Config(shards=3, items_max=100), world.new_shard)
+        second = Coordinator(Config(shards=3, items_max=100, durability="memory"), world.new_shard)
         await second.start()
         assert second.map.epoch == 2
         assert [o.port for o in second.map.owners] == [o.port for o in coordinator.map.owners]
@@ -168,7 +181,7 @@ def test_a_half_done_update_is_completed_by_the_next_coordinator() -> None:
         await coordinator.put_items("t", items_json("a", "b"))
         await world.shards["1"].put_items("t", [Item("c")])
         await world.shards["1"].take_down("t", ["a"])
-        second = Coordinator(Config(shards=3, items_max=100), world.new_shard)
+        second = Coordinator(Config(shards=3, items_max=100, durability="memory"), world.new_shard)
         await second.start()
         dumps = [shard.catalogue("t").dump() for shard in world.shards.values()]
         assert dumps[0] == dumps[1] == dumps[2]
@@ -200,3 +213,56 @@ def test_wait_map_returns_the_present_map_at_the_timeout() -> None:
         assert (await coordinator.wait_map(1, 0.01)).epoch == 1
 
     with_coordinator(act)
+
+
+def test_a_shard_that_cannot_start_is_tried_again_with_an_empty_actor() -> None:
+    async def act(coordinator: Coordinator, world: World) -> None:
+        world.fail_starts = 2
+        world.shards["1"].gone.set()
+        healed = await coordinator.wait_map(1, 10)
+        assert healed.epoch == 2
+        assert world.made == 3 + 3
+        world.shards["1"].gone.set()
+        assert (await coordinator.wait_map(2, 10)).epoch == 3
+
+    with_coordinator(act)
+
+
+def test_a_start_that_failed_may_be_called_again() -> None:
+    async def act() -> None:
+        world = World()
+        coordinator = Coordinator(
+            Config(shards=3, items_max=100, durability="memory"), world.new_shard
+        )
+        world.fail_starts = 1
+        with pytest.raises(WalCorrupt):
+            await coordinator.start()
+        with pytest.raises(Unavailable, match="starting"):
+            _ = coordinator.map
+        await coordinator.start()
+        assert (coordinator.map.epoch, world.made) == (1, 4)
+        await coordinator.shutdown()
+
+    asyncio.run(act())
+
+
+def test_epochs_grow_from_life_to_life_and_a_folder_keeps_its_shards(tmp_path: Path) -> None:
+    async def life(shards: int, deaths: int) -> int:
+        config = Config(shards=shards, items_max=100, data_dir=str(tmp_path))
+        world = World()
+        coordinator = Coordinator(config, world.new_shard)
+        try:
+            await coordinator.start()
+            for death in range(deaths):
+                epoch = coordinator.map.epoch
+                world.shards[f"{death % shards}"].gone.set()
+                await coordinator.wait_map(epoch, 10)
+            return coordinator.map.epoch
+        finally:
+            await coordinator.shutdown()
+            assert world.made == 0 or shards == 2
+
+    epochs = [asyncio.run(life(2, deaths)) for deaths in (0, 5, 0, 0)]
+    assert epochs == [1, 7, 8, 9]
+    with pytest.raises(ConfigError, match=r"shards must stay 2 .* got 3"):
+        asyncio.run(life(3, 0))

@@ -13,7 +13,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from actors.layout import LayoutFile
 from actors.warm_start_actor import ImportStatus
+from cluster.config import Config
 from serve.cli import main, stoppable
 from tests.serve.test_status import STATS, owner
 
@@ -323,3 +325,16 @@ def test_up_refuses_another_host_without_keys_and_a_taken_port(run: Run, tmp_pat
         code, _, err = run("up", "--port", port, "--data-dir", str(tmp_path))
     assert code == 2
     assert f"port {port}" in err
+
+
+def test_up_refuses_another_number_of_shards_in_one_line_before_it_starts_anything(
+    run: Run, tmp_path: Path
+) -> None:
+    LayoutFile(Config(data_dir=str(tmp_path), shards=2)).save(5)
+    before = sorted(tmp_path.rglob("*"))
+    code, _, told = run("up", "--port", "0", "--shards", "3", "--data-dir", str(tmp_path))
+    assert code == 2
+    assert told.splitlines()[-1].startswith("onehop: shards must stay 2 for the data in")
+    assert "got 3" in told
+    assert "Traceback" not in told
+    assert sorted(tmp_path.rglob("*")) == before
