@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from actors.catalogue import CatalogueDump
 from actors.coordinator import Coordinator, ShardHandle, Started
@@ -18,7 +18,7 @@ from actors.model_actor import MODEL_ACTOR, ModelActor
 from actors.shard_actor import ShardActor
 from actors.warm_start_actor import Imports
 from cluster.config import Config
-from cluster.errors import Unavailable
+from cluster.errors import OnehopError, Unavailable
 from cluster.keys import KeyRange
 from cluster.partition_map import encode_map
 
@@ -55,19 +55,27 @@ class RayShard:
     async def wait_gone(self) -> None:
         try:
             await self.actor.forever.remote()
-        except RayActorError:
+        except RayError:
             return
 
     async def kill(self) -> None:
         ray.kill(self.actor)
 
 
+def _failed(task: asyncio.Task[None]) -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)
+
+
 async def _reach(call: Awaitable[Result]) -> Result:
-    """The result of an actor call. Raises Unavailable if the actor can't be reached."""
+    """The result of an actor call. Raises what it raised, Unavailable if it can't be reached."""
     try:
         return await call
     except RayActorError as error:
         raise Unavailable(f"the shard's actor is gone: {error}") from None
+    except RayTaskError as error:
+        if isinstance(error.cause, OnehopError):
+            raise error.cause from None
+        raise
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)
@@ -83,8 +91,11 @@ class CoordinatorActor:
         self.model: Any = None
 
     async def _started(self) -> Coordinator:
-        """The coordinator, once its shards are up; the first caller starts them."""
-        if self.starting is None:
+        """The coordinator, once its shards are up; the first caller starts them.
+
+        After a failure the next caller does: a shard may have been dying beside a coordinator.
+        """
+        if self.starting is None or _failed(self.starting):
             self.starting = asyncio.create_task(self._start())
         await asyncio.shield(self.starting)
         return self.coordinator
@@ -96,7 +107,11 @@ class CoordinatorActor:
             name=MODEL_ACTOR, lifetime="detached", get_if_exists=True
         ).remote(msgspec.json.encode(self.config), names)
         await self.coordinator.start()
-        await self.model.start.remote()
+        try:
+            await self.model.start.remote()
+        except RayError as error:
+            # Shards answer without it, from what each of them learned.
+            LOG.error("the model actor did not start: %s", error)
 
     async def _new_shard(self, shard_id: str, key_range: KeyRange) -> ShardHandle:
         try:
@@ -157,6 +172,9 @@ class CoordinatorActor:
 
     async def shutdown(self) -> None:
         if self.model is not None:
-            await self.model.stop.remote()
+            try:
+                await self.model.stop.remote()
+            except RayError as error:
+                LOG.error("the model actor did not save: %s", error)
             ray.kill(self.model)
         await self.coordinator.shutdown()

@@ -57,6 +57,7 @@ class ShardActor:
         key_range = KeyRange(int(start, 16), int(stop, 16))
         self.shard = Shard(shard_id, key_range, self.config, epoch=0)
         self.endpoint = Endpoint(self.shard, Principals(self.config).secret_of)
+        self.starting = asyncio.Lock()
         self.address: tuple[str, int] | None = None
         self.sweeper: asyncio.Task[None] | None = None
         self.compacter: asyncio.Task[None] | None = None
@@ -66,16 +67,18 @@ class ShardActor:
 
     async def start(self) -> bytes:
         """Compile the kernels, listen, and say where; `Started` as msgpack. Idempotent."""
-        if self.address is None:
-            warm_up(self.config)
-            self._recover()
-            # What lives now lives for good, and the hot path makes no cycles: look seldom.
-            gc.collect()
-            gc.freeze()
-            gc.set_threshold(100_000, 50, 1000)
-            self.address = await self.endpoint.start(self.config.shard_host)
-            self.sweeper = asyncio.create_task(self._sweep())
-            self.compacter = asyncio.create_task(self._compact())
+        # The call of a coordinator that died may still be under way.
+        async with self.starting:
+            if self.address is None:
+                warm_up(self.config)
+                self._recover()
+                # What lives now lives for good, and the hot path makes no cycles: look seldom.
+                gc.collect()
+                gc.freeze()
+                gc.set_threshold(100_000, 50, 1000)
+                self.address = await self.endpoint.start(self.config.shard_host)
+                self.sweeper = asyncio.create_task(self._sweep())
+                self.compacter = asyncio.create_task(self._compact())
         node_id = ray.get_runtime_context().get_node_id()
         catalogues = {n: t.catalogue.dump() for n, t in self.shard.tenants.items()}
         return msgspec.msgpack.encode(
