@@ -91,6 +91,7 @@ def decide(
     ids = tenant.catalogue.ids
     if planned.rules is None:
         ranking = _rank_once(tenant, planned, who)
+        no_action = ranking.no_action
         items = ranking.items.tolist()
         ranked = _ranked(ids, items, ranking)
     else:
@@ -102,6 +103,7 @@ def decide(
             planned.candidates if planned.candidates is None else np.unique(planned.candidates)
         )
         filling = Filling(tenant, spec, planned.rules, candidates, rank, who.rng)
+        no_action = filling.no_action
         places = filling.fill()
         rejected = rejected + filling.rejected
         items = [place.item for place in places]
@@ -109,7 +111,15 @@ def decide(
     if explain:
         _explain(tenant, spec, who, items, ranked)
     policy = tenant.vector if spec.policy == "vector" else tenant.engine
-    return Decision(decision_id, spec.surface, policy.policy_id, policy.version, ranked, rejected)
+    return Decision(
+        decision_id,
+        spec.surface,
+        policy.policy_id,
+        policy.version,
+        ranked,
+        rejected,
+        no_action if policy is tenant.engine else None,
+    )
 
 
 class Who(NamedTuple):
@@ -183,4 +193,4 @@ def _in_context(tenant: Tenant, ranking: Ranking, k: int, context: Codes) -> Ran
     total = float(likelier.sum())
     if total > 0.0:
         likelier *= float(ranking.probabilities.sum()) / total
-    return Ranking(ranking.items[order], scores[order], likelier[order])
+    return Ranking(ranking.items[order], scores[order], likelier[order], ranking.no_action)

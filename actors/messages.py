@@ -229,7 +229,10 @@ class Item(Strict):
 
 
 class Ranked(Wire):
-    """One ranked item. `probability` is P(it is the next action); None where a policy has none."""
+    """One ranked item.
+
+    probability  P(it is the next action, given that there is one); None where a policy has none
+    """
 
     id: str
     score: float
@@ -256,6 +259,8 @@ class Decision(Wire, omit_defaults=False):
     model_version: str
     ranking: list[Ranked]
     rejected: list[Rejected]
+    no_action: float | None = None
+    """P(the session ends here, and there is no next action); None where a policy has none."""
 
 
 class Took(Wire, omit_defaults=False):

@@ -101,6 +101,7 @@ class Filling:
         self.rejected: list[Rejected] = []
         self._taken = set(rules.pins.values())
         self._shown: dict[int, int] = {}
+        self.no_action = 0.0
         self._pool = self._ranked(candidates)
 
     def fill(self) -> list[Place]:
@@ -132,6 +133,7 @@ class Filling:
     def _ranked(self, candidates: NDArray[np.int32] | None) -> list[Place]:
         """All that may be shown, best first, the order rotated if the spec says so."""
         ranking = self._rank(candidates, POOL_MAX)
+        self.no_action = ranking.no_action
         allowed = self._rules.allowed
         if allowed is not None:
             keep = allowed[ranking.items]
