@@ -1,6 +1,6 @@
 """Compiles every kernel before the first request needs it. Ends as it began: nothing is kept.
 
-    python -m actors.warm_up    fills numba's cache, so that no shard's first start has to
+`python -m actors.warm_up` fills numba's cache, so that no shard's first start has to.
 """
 
 from __future__ import annotations
