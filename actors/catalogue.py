@@ -27,11 +27,13 @@ NONE = -1
 class CatalogueDump(msgspec.Struct, frozen=True, array_like=True):
     """A catalogue as data: attribute names and items, both in the order of their numbers.
 
-    An item is (id, JSON); the JSON of one that was taken down is empty.
+    An item is (id, JSON); the JSON of one that was taken down is empty. `version` counts updates,
+    so of two states of one catalogue it tells the later; 0 = part of a dump.
     """
 
     attributes: list[str] = []
     items: list[tuple[str, bytes]] = []
+    version: int = 0
 
 
 class Column:
@@ -186,7 +188,7 @@ class Catalogue:
     def dump(self) -> CatalogueDump:
         """Everything, for `load`: numbers of items and of attributes are kept by their order."""
         items = list(zip(self.ids, self._documents, strict=True))
-        return CatalogueDump(list(self.attribute_names), items)
+        return CatalogueDump(list(self.attribute_names), items, self.version)
 
     def load(self, dump: CatalogueDump) -> None:
         """Become the catalogue of `dump`; ours must be empty or an earlier state of it."""
@@ -199,6 +201,8 @@ class Catalogue:
             else:
                 self._number(item_id)
                 self.take_down(item_id)
+        if dump.version:
+            self.version = dump.version
 
     def _number(self, item_id: str) -> int:
         number = self.numbers.get(item_id)

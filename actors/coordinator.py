@@ -111,7 +111,8 @@ class Coordinator:
         started = [slot.started for slot in self._slots if slot.started]
         for tenant in {name for one in started for name in one.catalogues}:
             dumps = (one.catalogues[tenant] for one in started if tenant in one.catalogues)
-            self._catalogue(tenant).load(max(dumps, key=lambda dump: len(dump.items)))
+            # The latest, not the longest: taking an item down makes none longer.
+            self._catalogue(tenant).load(max(dumps, key=lambda dump: dump.version))
         self._epoch = max(last_epoch, *(one.epoch for one in started))
         for slot in self._slots:
             await self._seed(slot)

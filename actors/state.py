@@ -312,4 +312,5 @@ def _parts(dump: CatalogueDump) -> Iterator[CatalogueDump]:
             items, size = [], 0
         items.append((item_id, document))
         size += len(item_id) + len(document)
-    yield CatalogueDump(dump.attributes, items)
+    # Only with the last it is that version: a crash may leave the first parts alone in the log.
+    yield CatalogueDump(dump.attributes, items, dump.version)

@@ -266,3 +266,17 @@ def test_epochs_grow_from_life_to_life_and_a_folder_keeps_its_shards(tmp_path: P
     assert epochs == [1, 7, 8, 9]
     with pytest.raises(ConfigError, match=r"shards must stay 2 .* got 3"):
         asyncio.run(life(3, 0))
+
+
+def test_what_was_taken_down_stays_down_though_a_dead_shard_never_heard_of_it() -> None:
+    async def act(coordinator: Coordinator, world: World) -> None:
+        await coordinator.put_items("t", items_json("a", "b"))
+        for shard_id in ("1", "2"):
+            await world.shards[shard_id].take_down("t", ["a"])
+        second = Coordinator(Config(shards=3, items_max=100, durability="memory"), world.new_shard)
+        await second.start()
+        dumps = [shard.catalogue("t").dump() for shard in world.shards.values()]
+        assert dumps[0] == dumps[1] == dumps[2]
+        assert dumps[0].items[0] == ("a", b"")
+
+    with_coordinator(act)

@@ -160,4 +160,6 @@ def test_a_large_catalogue_is_logged_in_parts_that_give_the_whole(
         decoded = records.decode(record)
         assert isinstance(decoded, Seeded)
         again.replay(decoded)
-    assert again.tenant("t").catalogue.dump() == catalogue.dump()
+        whole = again.tenant("t").catalogue.dump() == catalogue.dump()
+        assert whole == (record is journal.records[-1])
+        assert (again.tenant("t").catalogue.version == catalogue.version) == whole
