@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,11 +54,14 @@ class Model:
     def add(self, deltas: Sequence[Delta], contexts: Sequence[NDArray[np.float32]] = ()) -> None:
         """Merge deltas, and counts by context; each must come once."""
         parts = [self.history, *(delta.history for delta in deltas)]
-        self.history = history.merge(parts, self._events_max)
+        merged = history.merge(parts, self._events_max)
+        sums, context = self.sums, self.context
         for delta in deltas:
-            self.sums = self.sums.plus(delta.sums)
+            sums = sums.plus(delta.sums)
         for counts in contexts:
-            self.context = self.context + counts
+            context = context + counts
+        # All at the end, so that who fails half-way may try again.
+        self.history, self.sums, self.context = merged, sums, context
         self.number += 1
 
     def base(self, items_n: int) -> Base:
@@ -100,10 +104,15 @@ class Versions:
         """Write a version, whole or not at all, and let the oldest go."""
         self._folder.mkdir(parents=True, exist_ok=True)
         temporary = self._folder / f".{model.name}"
-        with temporary.open("wb") as file:
-            file.write(model.to_bytes())
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with temporary.open("wb") as file:
+                file.write(model.to_bytes())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            # Half a model must not keep the shards' logs from the last room on the disk.
+            temporary.unlink(missing_ok=True)
+            raise
         temporary.rename(self._folder / f"{model.name}.npz")
         fsync_folder(self._folder)
         for name in self.names()[:-VERSIONS_KEPT]:
@@ -122,7 +131,7 @@ class Versions:
         for name in reversed(self.names()):
             try:
                 return self.load(name)
-            except (ValueError, KeyError, OSError) as error:
+            except (ValueError, KeyError, OSError, EOFError, BadZipFile) as error:
                 LOG.error("model %s in %s can't be read: %s", name, self._folder, error)
         return None
 
@@ -172,6 +181,8 @@ class Merger:
         self._lives: dict[str, str] = {}
         self._items: dict[str, int] = {}
         self._included: dict[tuple[str, str], int] = {}
+        # Taken from the shards and not yet in the model: each must come once, and none get lost.
+        self._fresh: dict[str, tuple[list[Delta], list[NDArray[np.float32]]]] = {}
         self._unsaved: set[str] = set()
         self._saved_at = clock()
         self._turn = asyncio.Lock()
@@ -201,28 +212,23 @@ class Merger:
         async with self._turn:
             names = list(self._learners)
             answers = await asyncio.gather(*(self._take(name) for name in names))
-            fresh: dict[str, list[Delta]] = {}
-            contexts: dict[str, list[NDArray[np.float32]]] = {}
             for name, taken in zip(names, answers, strict=True):
                 if taken is not None:
-                    self._note(name, taken, fresh, contexts)
-            for tenant, deltas in fresh.items():
+                    self._note(name, taken)
+            for tenant in list(self._fresh):
                 model = self._models.setdefault(tenant, Model())
-                await asyncio.to_thread(model.add, deltas, contexts.get(tenant, []))
+                deltas, contexts = self._fresh[tenant]
+                await asyncio.to_thread(model.add, deltas, contexts)
+                del self._fresh[tenant]
                 self._unsaved.add(tenant)
-            for tenant in self._install_next | set(fresh):
+                self._install_next.add(tenant)
+            for tenant in list(self._install_next):
+                self._install_next.discard(tenant)
                 await self._install(tenant)
-            self._install_next.clear()
             if self._clock() - self._saved_at >= SAVE_S:
                 await asyncio.to_thread(self.save)
 
-    def _note(
-        self,
-        name: str,
-        taken: Taken,
-        fresh: dict[str, list[Delta]],
-        contexts: dict[str, list[NDArray[np.float32]]],
-    ) -> None:
+    def _note(self, name: str, taken: Taken) -> None:
         if taken.life != self._lives.get(name):
             self._lives[name] = taken.life
             self._included = {k: v for k, v in self._included.items() if k[0] != name}
@@ -232,9 +238,10 @@ class Merger:
         for tenant, delta in taken.deltas.items():
             self._included[name, tenant] = delta.number
             if not taken.stale:
-                fresh.setdefault(tenant, []).append(delta)
+                deltas, contexts = self._fresh.setdefault(tenant, ([], []))
+                deltas.append(delta)
                 if tenant in taken.contexts:
-                    contexts.setdefault(tenant, []).append(taken.contexts[tenant])
+                    contexts.append(taken.contexts[tenant])
 
     async def rollback(self, tenant: str, name: str) -> str:
         """Answer from a saved version again; what was learned since is dropped.
@@ -261,16 +268,26 @@ class Merger:
 
     def save(self) -> None:
         """Write every model that has changed."""
+        # At first, so that a full disk is not tried again in every round.
+        self._saved_at = self._clock()
         for tenant in sorted(self._unsaved):
             Versions(self._folder / tenant).save(self._models[tenant])
-        self._unsaved.clear()
-        self._saved_at = self._clock()
+            self._unsaved.discard(tenant)
+
+    async def close(self) -> None:
+        """Let a round that runs end, then save; no other begins."""
+        await self._turn.acquire()
+        await asyncio.to_thread(self.save)
 
     async def _take(self, name: str) -> Taken | None:
         try:
             return await self._learners[name].take_deltas(self._lives.get(name, ""))
         except Unavailable:
             return None  # It is being restarted; the next round finds it.
+        except Exception:
+            # One shard's failure must not cost what the others just gave.
+            LOG.exception("%s can't give what it learned", name)
+            return None
 
     async def _install(self, tenant: str) -> None:
         model = self._models[tenant]
@@ -283,6 +300,10 @@ class Merger:
                 await learner.install(tenant, published, model.name, included)
             except Unavailable:
                 return
+            except Exception:
+                # Restarted since it was asked, for one: the next round notes its new life.
+                LOG.exception("%s can't take model %s of %s", name, model.name, tenant)
+                self._install_next.add(tenant)
 
         await _all(give(name, learner) for name, learner in self._learners.items())
 

@@ -82,6 +82,4 @@ class ModelActor:
 
     async def stop(self) -> None:
         """End merging and save."""
-        if self.running is not None:
-            self.running.cancel()
-        await asyncio.to_thread(self.merger.save)
+        await self.merger.close()

@@ -193,10 +193,12 @@ def test_versions_are_bounded_and_an_unreadable_one_is_passed_over(tmp_path: Pat
         model.number = number
         versions.save(model)
     assert versions.names() == [f"m{n}" for n in range(10 - VERSIONS_KEPT, 10)]
-    (tmp_path / "m9.npz").write_bytes(b"torn")
-    newest = versions.newest()
-    assert newest is not None
-    assert newest.name == "m8"
+    whole = (tmp_path / "m9.npz").read_bytes()
+    for torn in (b"torn", b"", whole[: len(whole) // 2], whole[:-30], b"PK" + whole[5:]):
+        (tmp_path / "m9.npz").write_bytes(torn)
+        newest = versions.newest()
+        assert newest is not None
+        assert newest.name == "m8"
 
 
 def test_a_model_survives_its_file() -> None:
@@ -212,3 +214,71 @@ def test_a_model_survives_its_file() -> None:
     for field in ("history", "sums"):
         for ours, theirs in zip(getattr(model, field), getattr(again, field), strict=True):
             assert np.array_equal(ours, theirs)
+
+
+def test_one_shards_failure_costs_nothing_that_the_others_gave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def act() -> None:
+        generator = random.Random(6)
+        shards = [Shard(n) for n in range(3)]
+        merger = new_merger(shards, tmp_path)
+        for shard in shards:
+            visit(shard, generator, 100)
+
+        async def refuse(*_: object) -> Any:
+            raise KeyError("injected")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(shards[0], "take_deltas", refuse)
+            patched.setattr(shards[1], "install", refuse)
+            await merger.merge()
+            assert learned(merger) == seen(shards[1:])
+        await merger.merge()
+        assert learned(merger) == seen(shards)
+        counts = np.bincount(seen(shards), minlength=ITEMS)
+        for shard in shards:
+            assert shard.engine._live.counts[:ITEMS].tolist() == counts.tolist()
+
+    asyncio.run(act())
+
+
+def test_what_could_not_be_merged_is_merged_in_the_next_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def act() -> None:
+        generator = random.Random(7)
+        shards = [Shard(n) for n in range(2)]
+        merger = new_merger(shards, tmp_path)
+        visit(shards[0], generator, 100)
+        await merger.merge()
+
+        def refuse(*_: object) -> Any:
+            raise MemoryError("injected")
+
+        visit(shards[0], generator, 30)
+        with monkeypatch.context() as patched:
+            patched.setattr(Sums, "plus", refuse)
+            visit(shards[1], generator, 20)
+            with pytest.raises(MemoryError):
+                await merger.merge()
+        await merger.merge()
+        assert learned(merger) == seen(shards)
+
+    asyncio.run(act())
+
+
+def test_closing_waits_for_the_round_and_saves_it(tmp_path: Path) -> None:
+    async def act() -> None:
+        shards = [Shard(0)]
+        merger = new_merger(shards, tmp_path)
+        visit(shards[0], random.Random(8), 50)
+        running = asyncio.create_task(merger.merge())
+        await asyncio.sleep(0)
+        await merger.close()
+        assert running.done()
+        saved = Versions(tmp_path / "t").newest()
+        assert saved is not None
+        assert sorted(saved.history.items.tolist()) == seen(shards)
+
+    asyncio.run(act())
