@@ -38,6 +38,7 @@ LOG = logging.getLogger("onehop.serve")
 RAY_ATTEMPTS = 3
 READY_S = 60.0
 GRACE_S = 3.0
+SAVE_S = 10.0
 POLL_S = 0.05
 GATEWAY_PORTS = 64
 """Size of the port range that gateways listen on, behind HAProxy."""
@@ -66,6 +67,8 @@ class Cluster:
         self.address = f"http://{f'[{host}]' if ':' in host else host}:{config.port}"
         self.keys = keys
         self.coordinator = coordinator
+        self.serving = False
+        """Set once it has served; what has not needs no saving."""
         self._run_dir = run_dir
         self._before = before
         self._closed = False
@@ -93,6 +96,8 @@ class Cluster:
         try:
             if self.config.address:
                 _leave(self.coordinator)
+            elif self.serving:
+                _save(self.coordinator)
         finally:
             started = descendants(os.getpid()) - self._before
             ray.shutdown()
@@ -128,6 +133,7 @@ def launch(config: Config) -> Cluster:
         _start_ray(config, run_dir, environment, before)
         cluster.coordinator = _start(config)
         _wait_ready(config)
+        cluster.serving = True
     except BaseException:  # also Ctrl-C
         cluster.close()
         raise
@@ -312,6 +318,18 @@ def _wait_ready(config: Config) -> None:
             connection.close()
         time.sleep(POLL_S)
     raise Unavailable(f"onehop was not ready within {READY_S} s: {seen}")
+
+
+def _save(coordinator: Any) -> None:
+    """Let the model be saved; all else is on disk before it is acknowledged."""
+    import ray
+    from ray.exceptions import RayError
+
+    try:
+        ray.get(coordinator.shutdown.remote(), timeout=SAVE_S)
+    except RayError as error:
+        # It can't be reached any more: then what was learned in the last minute is lost.
+        LOG.warning("the model was not saved at the end: %s", error)
 
 
 def _leave(coordinator: Any) -> None:
