@@ -131,6 +131,11 @@ class OwnerConnection(asyncio.Protocol):
         out: list[bytes] = []
         for request, op, _, meta, body in frames:
             status, answer = self._answer(op, meta, body, arrived_ns)
+            if len(answer) > FRAME_BYTES_MAX:
+                seen, wanted = f"{len(answer)} bytes", "fewer decisions or actions"
+                status, answer = self._shard.refuse(
+                    RequestError(422, "the answer is too large", "", seen, wanted)
+                )
             out.append(encode_frame(request, Op.REPLY, answer, b"", status))
         if not out:
             return

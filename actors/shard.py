@@ -24,6 +24,7 @@ from actors.messages import (
     BODY_BYTES_MAX,
     DecideAnswer,
     DecideRequest,
+    Decision,
     Event,
     IdentifyRequest,
     PageRequest,
@@ -54,6 +55,7 @@ Answer = tuple[int, bytes]
 _WRITE_OPS = frozenset((Op.DECIDE, Op.TRACK, Op.PAGE, Op.IDENTIFY, Op.PROFILE_DELETE))
 _PUBLIC_OPS = frozenset((Op.DECIDE, Op.TRACK, Op.PAGE, Op.IDENTIFY))
 _NOBODY = -1
+_NO_ANSWER = records.Answer("", 0, b"")
 _NEW = b'{"duplicate":false'
 _REPEAT = b'{"duplicate":true'
 
@@ -167,40 +169,38 @@ class Shard(ShardState):
         self._sequence += 16
         place = key[:8].hex()
         who = Who(self.store, row, int(now_s), context, self._rng)
-        decisions = [
-            decide(tenant, f"{place}{first + i:016x}", one, who, request.explain)
-            for i, one in enumerate(planned)
-        ]
-        scored_ns = perf_counter_ns()
-        queue_ns, update_ns, score_ns = (
-            started_ns - arrived_ns,
-            applied_ns - started_ns,
-            scored_ns - applied_ns,
-        )
-        answer = self._encode(
-            DecideAnswer(
-                False,
-                self.store.version(row),
-                self.config.durability,
-                False,
-                Took(queue_ns / 1e6, update_ns / 1e6, score_ns / 1e6),
-                decisions,
-            )
-        )
-        self.stages.record(queue_ns, update_ns, score_ns)
-        record = Observed(
-            caller.tenant,
-            key,
-            session,
-            int(now_s),
-            applied,
-            first if decisions else 0,
-            records.Answer(message_id or "", digest(Op.DECIDE, body), answer),
-            context.tolist(),
-        )
+        said = (caller.tenant, key, session, int(now_s), applied)
+        try:
+            decisions = [
+                decide(tenant, f"{place}{first + i:016x}", one, who, request.explain)
+                for i, one in enumerate(planned)
+            ]
+        except Exception:
+            # Applied is applied: from a log that says less, replay makes another shard.
+            self.log(Observed(*said, 0, _NO_ANSWER, context.tolist()))
+            raise
+        answer = self._encode_decisions(row, decisions, arrived_ns, started_ns, applied_ns)
+        kept = records.Answer(message_id or "", digest(Op.DECIDE, body), answer)
+        record = Observed(*said, first if decisions else 0, kept, context.tolist())
         self.remember(record, row)
         self.log(record)
         return 200, answer
+
+    def _encode_decisions(
+        self,
+        row: int,
+        decisions: list[Decision],
+        arrived_ns: int,
+        started_ns: int,
+        applied_ns: int,
+    ) -> bytes:
+        """The answer to a decide call; its stages are counted."""
+        queue_ns, update_ns = started_ns - arrived_ns, applied_ns - started_ns
+        score_ns = perf_counter_ns() - applied_ns
+        self.stages.record(queue_ns, update_ns, score_ns)
+        took = Took(queue_ns / 1e6, update_ns / 1e6, score_ns / 1e6)
+        version, durability = self.store.version(row), self.config.durability
+        return self._encode(DecideAnswer(False, version, durability, False, took, decisions))
 
     def _owned(self, caller: Caller, user_id: str | None, anonymous_id: str | None) -> bytes | int:
         """The person's key hash, or _NOBODY if another shard owns it."""

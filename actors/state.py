@@ -6,6 +6,7 @@ never await; `replay` does again what a record of the log says, through the same
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from time import time
@@ -41,6 +42,8 @@ from actors.tenant import Tenant
 from cluster.config import Config
 from cluster.errors import RequestError, StoreFull
 from cluster.keys import KeyRange
+
+LOG = logging.getLogger("onehop.actors")
 
 SEEDED_BYTES_MAX = 8 << 20
 """Ids and documents of one record of a catalogue; with the rest it stays far below a batch."""
@@ -124,13 +127,29 @@ class ShardState:
             )
             if events.enters_ring(kind, item):
                 if self._learns:
-                    tenant.engine.learn(row, item, kind, value, time_s)
-                    if len(context):
-                        tenant.context.learn(context, item, catalogue.attribute_ids[item])
+                    self._learn(tenant, row, item, kind, value, time_s, context)
                 store.enter_ring(row, item, kind, value, time_s)
                 if catalogue.embeddings is not None and weight > 0.0:
                     store.blend(row, item, catalogue.embeddings)
         return row
+
+    def _learn(
+        self,
+        tenant: Tenant,
+        row: int,
+        item: int,
+        kind: int,
+        value: float,
+        time_s: int,
+        context: Codes,
+    ) -> None:
+        try:
+            tenant.engine.learn(row, item, kind, value, time_s)
+            if len(context):
+                tenant.context.learn(context, item, tenant.catalogue.attribute_ids[item])
+        except Exception:
+            # What is not learned is a worse guess; half an event, or no recovery, would be a loss.
+            LOG.exception("shard %s did not learn an event", self.shard_id)
 
     def set_traits(self, key: bytes, now_s: int, traits: bytes) -> int:
         row = self.store.find(key)
@@ -282,8 +301,10 @@ class ShardState:
                 self.remember(record, self.set_traits(record.key, record.now_s, record.traits))
             case Forgotten():
                 row = self.store.find(record.key)
-                assert row >= 0, "only who has a profile is forgotten"
-                self.forget(row)
+                if row >= 0:
+                    self.forget(row)
+                else:
+                    LOG.error("shard %s forgets somebody it does not know", self.shard_id)
             case Named():
                 self.tenant(record.tenant).event_types.number(record.name)
             case Seeded():

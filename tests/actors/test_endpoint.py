@@ -237,3 +237,18 @@ def test_a_body_whose_answer_could_exceed_a_frame_is_refused_alone() -> None:
         assert [(await peer.frame())[2] for _ in range(2)] == [413, 200]
 
     with_endpoint(act)
+
+
+def test_an_answer_larger_than_a_frame_is_a_problem_and_not_the_end_of_the_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def act(endpoint: Endpoint, connect: Callable[[], Awaitable[Peer]]) -> None:
+        peer = await connect()
+        await peer.greet("gateway", SECRET)
+        monkeypatch.setattr("actors.endpoint.FRAME_BYTES_MAX", 100)
+        peer.ask(1, Op.STATS, {})
+        peer.ask(2, Op.TRACK, {"userId": "a", "event": "e"})
+        answers = [await peer.frame() for _ in range(2)]
+        assert [answer[2] for answer in answers] == [422, 200]
+
+    with_endpoint(act)
