@@ -40,7 +40,7 @@ from actors.records import (
 from actors.store import ProfileStore
 from actors.tenant import Tenant
 from cluster.config import Config
-from cluster.errors import RequestError, StoreFull
+from cluster.errors import RequestError, StoreFull, Unavailable
 from cluster.keys import KeyRange
 
 LOG = logging.getLogger("onehop.actors")
@@ -221,10 +221,12 @@ class ShardState:
         """Apply many events at once, in order, once per token. Returns how many.
 
         chunk  columns as in `records.COLUMNS`, in this shard's range; item -1 = none
-        Raises StoreFull if not all fit: those that did stay, here and in the log.
+        Raises Unavailable while the disk is full; StoreFull if not all fit: those that did stay,
+        here and in the log.
         """
         if token not in self.loaded:
             tenant = self.tenant(tenant_name)
+            self._check_disk()
             # Logged first: a chunk that fits in part is applied in the same part by replay.
             self.log(Loaded(tenant_name, token, pack_columns(chunk)))
             self.loaded[token] = len(chunk["item"])
@@ -260,13 +262,14 @@ class ShardState:
     ) -> int:
         """Merge traits (JSON objects) into many profiles, once per token. Returns how many.
 
-        Raises RequestError if some can't be merged, and changes nothing then; StoreFull if not all
-        fit: those that did stay, here and in the log.
+        Raises RequestError if some can't be merged, Unavailable while the disk is full, and changes
+        nothing then; StoreFull if not all fit: those that did stay, here and in the log.
         """
         if token not in self.loaded:
             raw = np.stack([key_hi, key_lo], axis=1).astype(">i8").tobytes()
             keys = [raw[at : at + 16] for at in range(0, len(raw), 16)]
             self.tenant(tenant_name)
+            self._check_disk()
             merged: list[bytes] = []
             latest: dict[bytes, bytes] = {}
             for key, document in zip(keys, traits, strict=True):
@@ -278,6 +281,11 @@ class ShardState:
             self.log(record)
             self._load_traits(record)
         return self.loaded[token]
+
+    def _check_disk(self) -> None:
+        # The log would take it, until its last segment is full: then the shard would have to leave.
+        if self.journal is not None and not self.journal.has_room:
+            raise Unavailable("the disk is full; a warm start goes on when there is room")
 
     def _load_traits(self, record: LoadedTraits) -> None:
         self.loaded[record.token] = len(record.keys)

@@ -16,7 +16,7 @@ from actors.people import Caller, person_key
 from actors.records import LoadedTraits, Seeded
 from actors.state import ShardState
 from cluster.config import Config
-from cluster.errors import RequestError, StoreFull
+from cluster.errors import RequestError, StoreFull, Unavailable
 from cluster.keys import HASH_SPACE, KeyRange
 
 CONFIG = Config(
@@ -139,6 +139,21 @@ def test_nothing_is_swept_while_the_disk_is_full() -> None:
     journal.has_room = False
     assert shard.sweep() == 0
     assert len(shard.store) == 2
+
+
+def test_nothing_is_loaded_while_the_disk_is_full_and_all_of_it_later() -> None:
+    shard, journal = new_state()
+    journal.has_room = False
+    keys = halves(3)
+    with pytest.raises(Unavailable, match="disk is full"):
+        shard.load_events("e", "t", chunk(2, 3))
+    with pytest.raises(Unavailable, match="disk is full"):
+        shard.load_profiles("p", "t", keys[:, 0], keys[:, 1], [b'{"a":1}'] * 3)
+    assert (len(shard.store), journal.records, shard.loaded) == (0, [], {})
+    journal.has_room = True
+    shard.load_events("e", "t", chunk(2, 3))
+    shard.load_profiles("p", "t", keys[:, 0], keys[:, 1], [b'{"a":1}'] * 3)
+    assert shard.loaded == {"e": 6, "p": 3}
 
 
 def test_a_large_catalogue_is_logged_in_parts_that_give_the_whole(
