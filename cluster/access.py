@@ -41,7 +41,8 @@ class StoredKey(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fiel
     id: str
     sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
     role: Role
-    tenant: Annotated[str, Meta(pattern="^[A-Za-z0-9_.-]{1,64}$")]
+    # Tenants have folders: "." and ".." are none of theirs.
+    tenant: Annotated[str, Meta(pattern="^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}$")]
     created_at: float
     expires_at: float = 0.0
     origins: tuple[Origin, ...] = ()
