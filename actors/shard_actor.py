@@ -156,12 +156,11 @@ class ShardActor:
         return numbers
 
     async def end_load(self, tenant: str) -> None:
-        """A warm start is over: let the engine build what it learned.
+        """A warm start is over and merged: learn how far to trust which component, beside serving.
 
-        How far to trust which component it learns beside serving, and not before the answer.
+        The base comes from the model actor, built once for all shards.
         """
         engine = self.shard.tenant(tenant).engine
-        engine.consolidate()
         self.tuning = asyncio.create_task(asyncio.to_thread(engine.tune))
 
     async def take_deltas(self, known_life: str) -> Taken:

@@ -20,9 +20,10 @@ from ray.exceptions import RayError, RayTaskError
 from actors.coordinator import Coordinator, ItemResult
 from actors.import_rows import Lookup
 from actors.messages import BATCH_MAX
+from actors.model_actor import MODEL_ACTOR
 from actors.parquet_input import Kind, Source
 from actors.readers import ReadPlan, read_events, read_items, read_profiles, survey
-from actors.warm_start import Batch, ImportReport, ImportSpec, Progress, Survey, WarmStart
+from actors.warm_start import Batch, ImportSpec, Progress, Survey, WarmStart
 from cluster.config import Config
 from cluster.errors import OnehopError, RequestError, Unavailable
 
@@ -143,6 +144,9 @@ class RayOwner:
         return numbers
 
     async def finish(self) -> None:
+        # One base for all owners, built once; a second owner's wish finds nothing left to merge.
+        model: Any = ray.get_actor(MODEL_ACTOR, namespace=NAMESPACE)
+        await _reach(model.merge.remote())
         await _reach(self._actor.end_load.remote(self._tenant))
 
 
@@ -183,16 +187,6 @@ async def _reach(call: Awaitable[Any]) -> Any:
         if cause is not None:
             raise
         raise Unavailable(f"a shard or reader died during the import: {error}") from None
-
-
-async def run_import(
-    spec: ImportSpec,
-    config: Config,
-    coordinator: Coordinator,
-    progress: Callable[[Progress], None] = lambda _: None,
-) -> ImportReport:
-    """Import from within the coordinator's process. Raises as `WarmStart` does."""
-    return await (await _prepare(spec, config, coordinator, progress)).run()
 
 
 async def _prepare(

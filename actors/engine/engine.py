@@ -275,16 +275,19 @@ class NextAction:
         """A build of all that was learned up to now; `learn_batch` events are now its own."""
         parts = [self._base.history]
         if self._pending:
-            stream = tuning.Stream(
-                *(np.concatenate(column) for column in zip(*self._pending, strict=True))
-            )
-            self._pending = []
+            stream = self._pending_stream()
             parts.append(self._sequences(stream))
             self._untaken.append(parts[-1])
             self._untuned = (self._base.history, stream)
         included, stop = int(self._state[delta.INCLUDED]), int(self._state[delta.NEXT])
         parts.append(delta.events(self._live.log, included, stop))
         return Build(parts, self._events_max, self._items.n, stop)
+
+    def _pending_stream(self) -> tuning.Stream:
+        """All that `learn_batch` brought since this was last asked; there must be something."""
+        columns = zip(*self._pending, strict=True)
+        self._pending = []
+        return tuning.Stream(*(np.concatenate(column) for column in columns))
 
     def _sequences(self, stream: tuning.Stream) -> History:
         people = int(stream.rows.max()) + 1
@@ -343,9 +346,12 @@ class NextAction:
         """What was learned since the last `take_delta`, to be merged with other shards'."""
         first = int(self._state[delta.TAKEN])
         stop = int(self._state[delta.NEXT])
-        parts = [*self._untaken, *(self._sequences(stream) for stream in self._pending)]
+        parts = self._untaken
         self._untaken = []
-        self._pending = []
+        if self._pending:
+            stream = self._pending_stream()
+            parts.append(self._sequences(stream))
+            self._untuned = (self._base.history, stream)
         parts.append(delta.events(self._live.log, first, stop))
         sums = self.stacker.sums()
         change = sums.minus(self._taken_sums)
