@@ -74,6 +74,14 @@ class DedupeWindow:
         """All that is known as (tenant, message id, answer), oldest first."""
         return [(*key, self._answered[key]) for key in self._order]
 
+    def check(self) -> None:
+        """Prove the structure whole; O(n). Raises AssertionError: only a bug can break it."""
+        assert len(self._order) == len(self._answered)
+        assert set(self._order) == self._answered.keys()
+        answers = (entry.answer for entry in self._answered.values())
+        assert sum(ENTRY_BYTES + len(answer) for answer in answers) == self.bytes_used
+        assert self.bytes_used <= self._bytes_max
+
     def reach_s(self, now_s: int) -> int:
         """Seconds back to the oldest id that is still known; the window if none is."""
         return now_s - self._answered[self._order[0]].time_s if self._order else self._window_s

@@ -56,6 +56,9 @@ def replay(state: ShardState, folder: Path, paths: list[Path] | None = None) -> 
         for record in batch.records[max(start.next_seq - batch.first_seq, 0) :]:
             state.replay(records.decode(record))
     if reader.end.path is None:
+        if kept:
+            # A segment is always open; without one, what came after the snapshot is lost.
+            raise WalCorrupt(str(folder), 0, "there is a snapshot, and no log")
         return start
     if reader.end.next_seq < start.next_seq:
         # Going on would give out sequence numbers anew, which the snapshot hides from replay.

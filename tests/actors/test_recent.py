@@ -17,7 +17,7 @@ def test_one_large_answer_pushes_out_as_many_small_ones_as_it_takes() -> None:
         window.add("t", f"small{number}", entry(1, 10))
     for number in range(5):
         window.add("t", f"large{number}", entry(1, MAX // 2))
-        assert window.bytes_used <= MAX
+        window.check()
         assert window.get("t", f"large{number}") is not None
     window.add("t", "too large", entry(1, MAX))
     assert (len(window), window.bytes_used) == (0, 0)
@@ -31,6 +31,7 @@ def test_what_is_older_than_the_window_leaves_two_at_a_time() -> None:
         window.add("t", f"new{number}", entry(200, 0))
     assert [message_id for _, message_id, _ in window.entries()] == [f"new{n}" for n in range(5)]
     assert window.bytes_used == 5 * ENTRY_BYTES
+    window.check()
 
 
 def test_an_id_that_comes_again_in_a_replay_with_more_room_is_kept_once() -> None:
@@ -39,6 +40,8 @@ def test_an_id_that_comes_again_in_a_replay_with_more_room_is_kept_once() -> Non
     for message_id, time_s in times:
         window.add("t", f"{message_id}", entry(time_s, MAX // 4))
     assert len(window) <= 7
+    window.check()
     for number in range(20):
         window.add("t", f"after{number}", entry(2000 + number, 100))
     assert len(window) == 20
+    window.check()

@@ -20,6 +20,7 @@ from actors.recovery import drop_superfluous, lock_folder, recover
 from actors.shard import Shard
 from actors.snapshot import snapshots, write_snapshot
 from actors.wal import End, WalCorrupt, segments
+from actors.wal_writer import WalWriter
 from cluster.config import Config
 from cluster.errors import ConfigError, Unavailable
 from cluster.frames import Op
@@ -103,6 +104,10 @@ def live(shard: Shard, clock: list[float], steps: int, seed: int) -> None:
             load(shard, f"chunk{step}", generator)
         if step % 50 == 40:
             shard.sweep()
+
+
+def begin_log(folder: Path) -> None:
+    WalWriter(folder, End(1, 0, None, 0, 0), 1, lambda seq: None, unexpected, 1 << 14).close()
 
 
 def load(shard: Shard, token: str, generator: random.Random) -> None:
@@ -224,6 +229,7 @@ def test_a_damaged_snapshot_is_refused_wherever_the_damage_is(tmp_path: Path) ->
     shard = new_shard()
     live(shard, [float(NOW_S)], 100, 1)
     path = write_snapshot(shard, tmp_path, End(1, 0, None, 0, 0))
+    begin_log(tmp_path)
     with path.open("rb") as file:
         arrays = snapshot._read_meta(path, file).arrays
     whole = path.read_bytes()
@@ -333,3 +339,19 @@ def test_what_can_not_be_learned_costs_neither_the_event_nor_its_replay(
     for record in journal.records:
         again.replay(records.decode(record))
     assert contents(again) == contents(shard)
+
+
+def test_a_snapshot_without_its_log_is_refused(tmp_path: Path) -> None:
+    write_snapshot(new_shard(), tmp_path, End(1, 0, None, 0, 0))
+    with pytest.raises(WalCorrupt, match="no log"):
+        recover(new_shard(), tmp_path)
+    begin_log(tmp_path)
+    recover(new_shard(), tmp_path)
+
+
+def test_a_folder_with_only_a_spare_segment_is_a_new_one(tmp_path: Path) -> None:
+    (tmp_path / "spare").write_bytes(b"left by a kill before the first segment")
+    assert recover(new_shard(), tmp_path).next_seq == 1
+    begin_log(tmp_path)
+    assert len(segments(tmp_path)) == 1
+    assert recover(new_shard(), tmp_path).next_seq == 1
