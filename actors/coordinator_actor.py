@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from actors.catalogue import CatalogueDump
 from actors.coordinator import Coordinator, ShardHandle, Started
@@ -70,12 +70,12 @@ async def _reach(call: Awaitable[Result]) -> Result:
     """The result of an actor call. Raises what it raised, Unavailable if it can't be reached."""
     try:
         return await call
-    except RayActorError as error:
-        raise Unavailable(f"the shard's actor is gone: {error}") from None
     except RayTaskError as error:
         if isinstance(error.cause, OnehopError):
             raise error.cause from None
         raise
+    except RayError as error:
+        raise Unavailable(f"the shard's actor can't be reached: {error}") from None
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)
