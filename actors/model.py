@@ -89,6 +89,17 @@ class Model:
         return model
 
 
+def rehearse() -> None:
+    """Merge and build once over next to nothing: the first real merge must not wait for code."""
+    model = Model()
+    nothing = model.sums.minus(model.sums)
+    pair = History(
+        np.ones(1, np.uint64), np.ones(1, np.uint32), np.array([0, 2]), np.zeros(2, np.int32)
+    )
+    model.add([Delta(1, pair, nothing)])
+    model.base(1)
+
+
 class Versions:
     """The saved models of one tenant: `m<number>.npz` in a folder, the last VERSIONS_KEPT."""
 

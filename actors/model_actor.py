@@ -14,7 +14,7 @@ from ray.exceptions import RayActorError
 
 from actors.engine.base import Base
 from actors.engine.stacker import Sums
-from actors.model import Learner, Merger, Taken
+from actors.model import Learner, Merger, Taken, rehearse
 from cluster.config import Config
 from cluster.errors import RequestError, Unavailable
 
@@ -64,7 +64,11 @@ class ModelActor:
     async def start(self) -> None:
         """Begin to merge; idempotent."""
         if self.running is None:
-            self.running = asyncio.create_task(self.merger.run())
+            self.running = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        await asyncio.to_thread(rehearse)
+        await self.merger.run()
 
     async def merge(self) -> None:
         """One round now, for tests and after a warm start."""
