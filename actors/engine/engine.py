@@ -30,7 +30,7 @@ BUILD_SHARE = 8
 """A new base is due after so many events, and 1/BUILD_SHARE of the history: 3 us per event."""
 POPULAR_EVERY = 1024
 """Events between two looks at which items are the most popular."""
-TUNE_EVERY = 32
+TUNE_EVERY = 128
 """Of so many events one teaches the stacker: it costs as much as a decision."""
 RESULTS_MAX = 1024
 EVENTS_MAX = 16_000_000
