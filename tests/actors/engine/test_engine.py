@@ -39,6 +39,8 @@ def test_consolidating_changes_no_ranking():
     # Not learned: what a person did themselves is no evidence while it is only in the log.
     people.append(45, 3, 1000)
     people.append(45, 4, 1001)
+    # All weights 1: what the components say, whatever the stacker makes of it.
+    learner.stacker.weights[:] = 1.0
     everything = np.arange(20, dtype=np.int32)
     counted = [features.AFTER, features.DIRECT, features.BEFORE, features.POPULAR]
     before = learner.explain(45, everything)[:, counted]
