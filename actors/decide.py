@@ -19,8 +19,6 @@ from actors.tenant import Tenant
 from cluster.errors import RequestError
 
 _NO_ITEMS: NDArray[np.int32] = np.zeros(0, np.int32)
-
-
 _decode_actions = msgspec.json.Decoder(Actions).decode
 
 CONTEXT_CANDIDATES = 100
@@ -90,9 +88,8 @@ def decide(
     rejected = planned.rejected
     ids = tenant.catalogue.ids
     if planned.rules is None:
-        ranking = _rank_once(tenant, planned, who)
+        ranking, items = _rank_once(tenant, planned, who)
         no_action = ranking.no_action
-        items = ranking.items.tolist()
         ranked = _ranked(ids, items, ranking)
     else:
 
@@ -132,15 +129,16 @@ class Who(NamedTuple):
     rng: np.random.Generator
 
 
-def _rank_once(tenant: Tenant, planned: Planned, who: Who) -> Ranking:
-    """The best of the candidates, each named once."""
+def _rank_once(tenant: Tenant, planned: Planned, who: Who) -> tuple[Ranking, list[int]]:
+    """The best of the candidates, each named once; and their item numbers as a list."""
     k = planned.spec.num_results
     ranking = _rank(tenant, planned, planned.candidates, k, who)
     items = ranking.items.tolist()
     if planned.candidates is not None and len(set(items)) < len(items):
         # Only a repeat among the best shows in the answer, so only then it is worth a second look.
         ranking = _rank(tenant, planned, np.unique(planned.candidates), k, who)
-    return ranking
+        items = ranking.items.tolist()
+    return ranking, items
 
 
 def _ranked(ids: list[str], items: list[int], ranking: Ranking) -> list[Ranked]:

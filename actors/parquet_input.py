@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 import pyarrow as pa
@@ -213,11 +213,3 @@ def batches(
             str(error).partition("\n")[0],
             "intact pages",
         ) from None
-
-
-def check_unchanged(source: Source, mapping: Mapping[str, Any]) -> None:
-    """Raises RequestError if the file is not the one that was opened."""
-    if _identity(Path(source.path), sorted(mapping.items())) != source.identity:
-        raise RequestError(
-            409, "the file changed during its import", source.kind, source.path, "the same file"
-        )
