@@ -1,8 +1,8 @@
 """Profiles in memory: columnar arenas, an index from key hash to row, no Python object per person.
 
-Owns the arrays; the kernels in `store_kernels.py` work on them. Arenas are reserved once from the
-operating system and take memory only as pages are touched, so growth neither copies nor pauses;
-the index grows by moving a few slots with every insert.
+Owns the arrays; the kernels of `store_kernels` and `profile_kernels` work on them. Arenas are
+reserved once from the operating system and take memory only as pages are touched, so growth
+neither copies nor pauses; the index grows by moving a few slots with every insert.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from actors import profile_kernels
 from actors import store_kernels as kernels
 from actors.events import IMPRESSION, PURCHASED, WEIGHTS
 from actors.store_kernels import ROW
@@ -79,10 +80,10 @@ class ProfileStore:
         self.heap[kernels.INDEX_MASK] = INDEX_SLOTS_MIN - 1
         self.heap[kernels.OLD_MASK] = -1
         self.heap[kernels.ROWS_LIMIT] = profiles_max
-        self.rates: NDArray[np.float64] = np.zeros(kernels.RATES)
-        self.rates[kernels.RATE_FAST] = 1.0 / fast_half_life_s
-        self.rates[kernels.RATE_SLOW] = 1.0 / slow_half_life_s
-        self.rates[kernels.SESSION_GAP] = session_gap_s
+        self.rates: NDArray[np.float64] = np.zeros(profile_kernels.RATES)
+        self.rates[profile_kernels.RATE_FAST] = 1.0 / fast_half_life_s
+        self.rates[profile_kernels.RATE_SLOW] = 1.0 / slow_half_life_s
+        self.rates[profile_kernels.SESSION_GAP] = session_gap_s
 
     def __len__(self) -> int:
         return int(self.heap[kernels.ROWS_LIVE])
@@ -155,7 +156,7 @@ class ProfileStore:
         attributes: NDArray[np.int32],
     ) -> None:
         """Apply an event to counters, affinities, session and money; item -1 = none."""
-        if not kernels.observe(
+        if not profile_kernels.observe(
             self.rows,
             self.words,
             self.floats,
@@ -175,14 +176,16 @@ class ProfileStore:
 
     def enter_ring(self, row: int, item: int, event_type: int, value: float, time_s: int) -> None:
         """Put an event on an item into the ring of last events; item >= 0."""
-        if not kernels.enter_ring(
+        if not profile_kernels.enter_ring(
             self.rows, self.words, self.heap, row, item, event_type, value, time_s
         ):
             raise self._full()
 
     def blend(self, row: int, item: int, embeddings: NDArray[np.float32]) -> None:
         """Move the vector towards the embedding of an item, embeddings float32 [items, d]."""
-        if not kernels.blend(self.rows, self.words, self.floats, self.heap, embeddings, row, item):
+        if not profile_kernels.blend(
+            self.rows, self.words, self.floats, self.heap, embeddings, row, item
+        ):
             raise self._full()
 
     def blend_many(
@@ -193,7 +196,7 @@ class ProfileStore:
         embeddings: NDArray[np.float32],
     ) -> None:
         """`blend` for many events in order; types that say nothing about taste are left out."""
-        if not kernels.blend_many(
+        if not profile_kernels.blend_many(
             self.rows,
             self.words,
             self.floats,
@@ -216,7 +219,7 @@ class ProfileStore:
         attributes: NDArray[np.int32],
     ) -> None:
         """`observe` and `enter_ring` for many events in order, all arrays [n]; item -1 = none."""
-        applied = kernels.apply_many(
+        applied = profile_kernels.apply_many(
             self.rows,
             self.words,
             self.floats,
@@ -267,7 +270,7 @@ class ProfileStore:
         if not self._flags[row] & kernels.BOUGHT:
             return _NOTHING
         out = np.empty(int(self.heap[kernels.RING_MAX]), np.int32)
-        return out[: kernels.bought(self.rows, self.words, row, out)]
+        return out[: profile_kernels.bought(self.rows, self.words, row, out)]
 
     # What a profile holds, for answers and tests. The hot path reads through kernels.
 
@@ -349,7 +352,7 @@ class ProfileStore:
         self._set_section(row, False, content)
 
     def _set_section(self, row: int, vector: bool, content: NDArray[np.uint32]) -> None:
-        if not kernels.set_section(self.rows, self.words, self.heap, row, vector, content):
+        if not profile_kernels.set_section(self.rows, self.words, self.heap, row, vector, content):
             raise self._full()
 
     def _no_row(self) -> StoreFull:

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from actors import profile_kernels
 from actors import store_kernels as k
 
 
@@ -22,7 +23,9 @@ class FakePeople:
         assert k.append_event(self.rows, self.words, self.heap, row, item, 1, 0.0, time_s)
 
     def set_vector(self, row: int, vector: np.ndarray) -> None:
-        assert k.set_section(self.rows, self.words, self.heap, row, True, vector.view(np.uint32))
+        assert profile_kernels.set_section(
+            self.rows, self.words, self.heap, row, True, vector.view(np.uint32)
+        )
 
 
 class FakeItems:
