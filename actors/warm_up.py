@@ -6,12 +6,16 @@
 from __future__ import annotations
 
 from time import perf_counter_ns
+from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
+from actors.id_numbers import SLOTS_MIN
 from actors.messages import Item
 from actors.people import Caller
+from actors.records import pack_columns, unpack_columns
 from actors.shard import Shard
 from cluster.config import Config
 from cluster.frames import Op
@@ -29,7 +33,8 @@ def warm_up(config: Config) -> None:
     shard = Shard("warm-up", KeyRange(0, HASH_SPACE), msgspec.structs.replace(config, **SMALL))
     caller = Caller("s", "warm-up")
     catalogue = shard.tenant("warm-up").catalogue
-    for i in range(3):
+    # So many that the table of ids grows once.
+    for i in range(SLOTS_MIN):
         catalogue.put(Item(f"i{i}", {"category": "c"}, [0.0, 1.0]))
     event = {"event": "Item Viewed", "properties": {"itemId": "i1"}}
     decisions = [
@@ -37,10 +42,13 @@ def warm_up(config: Config) -> None:
         for policy in ("default", "vector")
         for actions in ({}, {"actions": ["i0", "i1"]})
     ]
+    bought = {"event": "Item Purchased", "properties": {"itemId": "i2"}}
+    context = {"device": "d"}
     person = {"userId": "u"}
     requests = [
         (Op.IDENTIFY, person | {"traits": {"a": 1}}),
-        (Op.DECIDE, person | {"events": [event], "decisions": decisions}),
+        (Op.DECIDE, person | {"events": [event, bought], "decisions": decisions}),
+        (Op.DECIDE, person | {"events": [event], "context": context, "decisions": decisions}),
         (Op.TRACK, person | event),
         (Op.PROFILE_GET, person),
         (Op.PROFILE_DELETE, person),
@@ -48,18 +56,17 @@ def warm_up(config: Config) -> None:
     for op, request in requests:
         status, answer = shard.handle(op, caller, msgspec.json.encode(request), perf_counter_ns())
         assert status == 200, answer
-    shard.load_events(
-        "chunk",
-        "warm-up",
-        {
-            "key_hi": np.zeros(2, np.int64),
-            "key_lo": np.zeros(2, np.int64),
-            "item": np.zeros(2, np.int32),
-            "type": np.ones(2, np.uint8),
-            "value": np.zeros(2, np.float32),
-            "time": np.full(2, 1_700_000_000, np.uint32),
-        },
-    )
+    chunk: dict[str, NDArray[Any]] = {
+        "key_hi": np.zeros(2, np.int64),
+        "key_lo": np.zeros(2, np.int64),
+        "item": np.zeros(2, np.int32),
+        "type": np.ones(2, np.uint8),
+        "value": np.zeros(2, np.float32),
+        "time": np.full(2, 1_700_000_000, np.uint32),
+    }
+    shard.load_events("chunk", "warm-up", chunk)
+    # Columns from the object store and from the log are read-only: another type to numba.
+    shard.load_events("read-only chunk", "warm-up", unpack_columns(pack_columns(chunk)))
     engine = shard.tenant("warm-up").engine
     engine.consolidate()
     engine.tune()
