@@ -93,7 +93,9 @@ class ShardActor:
             end = recover(self.shard, folder)
             # Epochs only ever grow, also from one life of the cluster to the next.
             self.shard.epoch = end.epoch + 1
-            self.shard.journal = Journal(folder, end, self._log_failed)
+            self.shard.journal = Journal(
+                folder, end, self._log_failed, self.config.wal_segment_bytes
+            )
 
     def _log_failed(self, error: OSError) -> None:
         # Memory is ahead of the log now, and what is ahead must never be seen or acknowledged.

@@ -67,6 +67,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     durability: Literal["disk", "memory"] = "disk"
     """What an acknowledgement means: the event is on this node's disk, or only in memory."""
+    wal_segment_bytes: Annotated[int, Meta(ge=1 << 16, le=1 << 30)] = 64 << 20
+    """A log's segment; a full one is compacted into the snapshot. Room for two is always kept."""
 
     # What is remembered for how long.
     profile_ttl_s: Positive = 400 * 86400

@@ -1,0 +1,90 @@
+"""Processes are killed or stopped under load: nothing acknowledged is lost, doubled or reordered.
+
+The same onehop goes through all of it; at the end everything is killed at once, twice, and what
+all the tests before had acknowledged must be there still.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.faults.conftest import judge, new_load
+from tests.faults.load import Load
+from tests.faults.onehop import (
+    CONTROLLER,
+    COORDINATOR,
+    GATEWAY,
+    MODEL,
+    PROXY,
+    SHARD,
+    Onehop,
+)
+
+pytestmark = [pytest.mark.cluster, pytest.mark.faults]
+
+AGAIN = 20
+"""Answers to calls that began after a fault: then it is over."""
+survived: list[Load] = []
+
+
+@pytest.mark.parametrize(
+    ("word", "kills"),
+    [(SHARD, 12), (GATEWAY, 4), (PROXY, 4), (CONTROLLER, 3), (MODEL, 3), (COORDINATOR, 3)],
+)
+def test_a_killed_process_costs_no_acknowledged_event(
+    onehop: Onehop, kept: Path, word: str, kills: int
+) -> None:
+    generator = random.Random(word)
+    with new_load(onehop, seed=kills) as load:
+        load.wait_answers(AGAIN)
+        for _ in range(kills):
+            victim = generator.choice(onehop.wait_named(word, 2 if word == SHARD else 1))
+            os.kill(victim.pid, signal.SIGKILL)
+            killed_ns = time.monotonic_ns()
+            load.wait_answers(AGAIN)
+            time.sleep(generator.random())
+            print(f"{word}: longest call {load.longest_s(killed_ns):.2f} s")
+    judge(load, kept)
+    survived.append(load)
+
+
+def test_both_shards_killed_at_once(onehop: Onehop, kept: Path) -> None:
+    with new_load(onehop, seed=20) as load:
+        for _ in range(3):
+            load.wait_answers(AGAIN)
+            for victim in onehop.wait_named(SHARD, 2):
+                os.kill(victim.pid, signal.SIGKILL)
+    judge(load, kept)
+    survived.append(load)
+
+
+def test_a_shard_that_stands_still_goes_on_where_it_was(onehop: Onehop, kept: Path) -> None:
+    with new_load(onehop, seed=30) as load:
+        for _ in range(2):
+            load.wait_answers(AGAIN)
+            victim = onehop.wait_named(SHARD, 2)[0]
+            os.kill(victim.pid, signal.SIGSTOP)
+            time.sleep(6.0)
+            os.kill(victim.pid, signal.SIGCONT)
+        load.wait_answers(AGAIN)
+    judge(load, kept)
+    survived.append(load)
+
+
+def test_all_is_there_after_the_whole_cluster_was_killed(onehop: Onehop, kept: Path) -> None:
+    for _ in range(2):
+        with new_load(onehop, seed=40) as load:
+            load.wait_answers(200)
+            # Callers are cut off in the middle of their calls, and go on with the next cluster.
+            onehop.kill()
+            onehop.start()
+            load.wait_answers(AGAIN)
+        survived.append(load)
+    for load in survived:
+        judge(load, kept)
