@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from actors import events
 from actors.events import event_time
 from actors.messages import Event, Properties, TrackRequest
-from actors.tenant import Tenant
 from cluster.errors import RequestError
+
+if TYPE_CHECKING:
+    # What a tenant has is checked by what is here.
+    from actors.tenant import Tenant
 
 
 class Applied(NamedTuple):

@@ -9,11 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from time import time
 from typing import Protocol
 
 import msgspec
 
 from actors.catalogue import Catalogue, CatalogueDump, decode_items
+from actors.document_desk import DocumentDesk
+from actors.documents import Stored
 from actors.layout import LayoutFile
 from actors.messages import BATCH_MAX, Item, Problem
 from cluster.config import Config
@@ -36,6 +39,7 @@ class Started(msgspec.Struct, frozen=True):
     node_id: str
     epoch: int
     catalogues: dict[str, CatalogueDump]
+    documents: dict[str, list[Stored]] = {}
 
 
 class ShardHandle(Protocol):
@@ -48,6 +52,8 @@ class ShardHandle(Protocol):
     async def put_items(self, tenant: str, items: list[Item]) -> None: ...
 
     async def take_down(self, tenant: str, ids: list[str]) -> None: ...
+
+    async def put_documents(self, tenant: str, versions: list[Stored]) -> None: ...
 
     async def set_epoch(self, epoch: int) -> None: ...
 
@@ -94,6 +100,7 @@ class Coordinator:
         self._changed = asyncio.Condition()
         # Item updates reach all shards in one order; a new shard is seeded between two of them.
         self._updates = asyncio.Lock()
+        self.documents = DocumentDesk(self._updates, self._spread_documents, time)
         self._supervisors: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -113,6 +120,9 @@ class Coordinator:
             dumps = (one.catalogues[tenant] for one in started if tenant in one.catalogues)
             # The latest, not the longest: taking an item down makes none longer.
             self._catalogue(tenant).load(max(dumps, key=lambda dump: dump.version))
+        for one in started:
+            for tenant, versions in one.documents.items():
+                self.documents.adopt(tenant, versions)
         self._epoch = max(last_epoch, *(one.epoch for one in started))
         for slot in self._slots:
             await self._seed(slot)
@@ -203,6 +213,9 @@ class Coordinator:
             self._catalogues[tenant] = Catalogue(self._config.items_max)
         return self._catalogues[tenant]
 
+    async def _spread_documents(self, tenant: str, versions: list[Stored]) -> None:
+        await self._on_all(lambda handle: handle.put_documents(tenant, versions))
+
     async def _launch(self, slot: Slot) -> None:
         handle = slot.handle = await self._new_shard(slot.shard_id, slot.key_range)
         try:
@@ -213,13 +226,17 @@ class Coordinator:
             raise
 
     async def _seed(self, slot: Slot) -> None:
-        """Bring a shard's catalogues up to ours. It is `up` from here on."""
+        """Bring a shard's catalogues and documents up to ours. It is `up` from here on."""
         assert slot.handle is not None
         assert slot.started is not None
         for tenant, catalogue in self._catalogues.items():
             dump = catalogue.dump()
             if slot.started.catalogues.get(tenant) != dump:
                 await slot.handle.load_catalogue(tenant, dump)
+        for tenant in self.documents.tenants:
+            missing = self.documents.missing(tenant, slot.started.documents.get(tenant, []))
+            if missing:
+                await slot.handle.put_documents(tenant, missing)
         slot.up.set()
 
     async def _publish(self) -> None:

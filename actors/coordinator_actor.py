@@ -13,6 +13,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from actors.catalogue import CatalogueDump
 from actors.coordinator import Coordinator, ShardHandle, Started
+from actors.documents import Stored
 from actors.messages import Item
 from actors.model_actor import MODEL_ACTOR, ModelActor
 from actors.shard_actor import ShardActor
@@ -48,6 +49,9 @@ class RayShard:
 
     async def take_down(self, tenant: str, ids: list[str]) -> None:
         await _reach(self.actor.take_down.remote(tenant, ids))
+
+    async def put_documents(self, tenant: str, versions: list[Stored]) -> None:
+        await _reach(self.actor.put_documents.remote(tenant, versions))
 
     async def set_epoch(self, epoch: int) -> None:
         await _reach(self.actor.set_epoch.remote(epoch))
@@ -149,6 +153,34 @@ class CoordinatorActor:
 
     async def item_ids(self, tenant: str) -> list[str]:
         return (await self._started()).item_ids(tenant)
+
+    async def put_document(
+        self,
+        tenant: str,
+        kind: str,
+        document_id: str,
+        content: bytes,
+        expected: int | None,
+        dry_run: bool,
+    ) -> bytes:
+        desk = (await self._started()).documents
+        put = await desk.put(tenant, kind, document_id, content, expected, dry_run)
+        return msgspec.json.encode(put)
+
+    async def delete_document(
+        self, tenant: str, kind: str, document_id: str, expected: int | None
+    ) -> bytes:
+        desk = (await self._started()).documents
+        return msgspec.json.encode(await desk.delete(tenant, kind, document_id, expected))
+
+    async def get_document(
+        self, tenant: str, kind: str, document_id: str, version: int | None
+    ) -> bytes:
+        desk = (await self._started()).documents
+        return msgspec.json.encode(desk.get(tenant, kind, document_id, version))
+
+    async def list_documents(self, tenant: str, kind: str) -> bytes:
+        return msgspec.json.encode((await self._started()).documents.all_of(tenant, kind))
 
     async def start_import(self, tenant: str, spec_json: bytes) -> bytes:
         await self._started()

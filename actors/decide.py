@@ -12,6 +12,7 @@ from actors.checked import refusal
 from actors.context import Codes
 from actors.engine.features import FEATURE_NAMES
 from actors.engine.interface import Ranking
+from actors.ledger import OpenLedger
 from actors.messages import Action, Actions, Decision, DecisionSpec, Ranked, Rejected
 from actors.rules import Filling, Rules, check_rules
 from actors.store import ProfileStore
@@ -120,13 +121,17 @@ def decide(
 
 
 class Who(NamedTuple):
-    """For whom, when and in which context a decision is made. row -1: a person without profile."""
+    """For whom, when and in which context a decision is made. row -1: a person without profile.
+
+    ledger  what surfaces remember of the person; a change of it is stored with the decisions
+    """
 
     store: ProfileStore
     row: int
     now_s: int
     context: Codes
     rng: np.random.Generator
+    ledger: OpenLedger
 
 
 def _rank_once(tenant: Tenant, planned: Planned, who: Who) -> tuple[Ranking, list[int]]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from actors.ledger import shown, unpack
 from actors.messages import DEPTH_MAX
 from actors.store import ProfileStore
 from actors.tenant import Tenant
@@ -48,6 +49,7 @@ def describe_profile(store: ProfileStore, row: int, tenant: Tenant) -> dict[str,
         ],
         "vector": store.vector(row).tolist(),
         "traits": msgspec.json.decode(traits) if traits else {},
+        "ledger": shown(unpack(store.ledger(row))),
     }
 
 

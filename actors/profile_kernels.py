@@ -1,4 +1,4 @@
-"""The kernels that change a person's profile: counters, affinities, session, ring, vector, traits.
+"""The kernels that change a person's profile: counters, affinities, session, ring and sections.
 
 They work on the rows and blobs of `store_kernels`, which says how both lie in memory.
 """
@@ -21,6 +21,7 @@ from actors.store_kernels import (
     Int,
     append_event,
     event_at,
+    fixed_words,
     kernel,
     make_room,
 )
@@ -33,6 +34,11 @@ RATE_FAST = 0  # 1 / half-life in seconds
 RATE_SLOW = 1
 SESSION_GAP = 2
 RATES = 3
+
+# Sections of a blob that `set_section` replaces.
+VECTOR = 0
+TRAITS = 1
+LEDGER = 2
 
 VECTOR_STEP = 0.1
 """Share of the newest item in a person's vector: v = (1 - VECTOR_STEP) v + VECTOR_STEP m."""
@@ -192,19 +198,26 @@ def enter_ring(
 
 
 @kernel
-def set_section(rows: Any, words: Any, heap: Any, row: Int, vector: bool, content: Any) -> bool:
-    """Replace the vector (or else the traits) by `content`, uint32 [n]. False: arena full."""
+def set_section(rows: Any, words: Any, heap: Any, row: Int, section: Int, content: Any) -> bool:
+    """Replace VECTOR, TRAITS or LEDGER by `content`, uint32 [n]. False: arena full."""
     size = np.int64(len(content))
-    have = np.int64(rows[row].vector_d) if vector else np.int64(rows[row].trait_words)
-    first = np.int64(0) if vector else np.int64(rows[row].vector_d)
+    first = np.int64(0)
+    have = np.int64(rows[row].vector_d)
+    if section == TRAITS:
+        first, have = have, np.int64(rows[row].trait_words)
+    elif section == LEDGER:
+        have = np.int64(rows[row].ledger_words)
+        first = fixed_words(rows, row) - have
     gap_at = first + min(have, size)
     if size != have:
         if not make_room(rows, words, heap, row, gap_at, size - have, np.int64(rows[row].ring_n)):
             return False
-        if vector:
+        if section == VECTOR:
             rows[row].vector_d = size
-        else:
+        elif section == TRAITS:
             rows[row].trait_words = size
+        else:
+            rows[row].ledger_words = size
     start = np.int64(rows[row].blob_at) + first
     for i in range(size):
         words[start + i] = content[i]

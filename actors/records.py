@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from actors.catalogue import CatalogueDump
 from actors.checked import Applied
+from actors.documents import Stored
 
 COLUMNS: dict[str, type[np.generic]] = {
     "key_hi": np.int64,
@@ -42,6 +43,7 @@ class Observed(Record, frozen=True, tag="o"):
     """Events of one person, and what was decided. sequence 0 = nothing was decided.
 
     context  codes of the request's context, for what is learned from it
+    ledger   the person's ledger from now on; None = as it was
     """
 
     tenant: str
@@ -52,6 +54,7 @@ class Observed(Record, frozen=True, tag="o"):
     sequence: int
     answer: Answer
     context: list[int] = []
+    ledger: bytes | None = None
 
 
 class Identified(Record, frozen=True, tag="i"):
@@ -69,6 +72,22 @@ class Forgotten(Record, frozen=True, tag="f"):
 
     tenant: str
     key: bytes
+
+
+class Ledgered(Record, frozen=True, tag="b"):
+    """A person's ledger, as it is from now on, where no event or decision changed it."""
+
+    tenant: str
+    key: bytes
+    now_s: int
+    ledger: bytes
+
+
+class Documented(Record, frozen=True, tag="v"):
+    """Versions of documents, put or deleted."""
+
+    tenant: str
+    versions: list[Stored]
 
 
 class Named(Record, frozen=True, tag="n"):
@@ -119,7 +138,17 @@ class Swept(Record, frozen=True, tag="s"):
 
 
 AnyRecord = (
-    Observed | Identified | Forgotten | Named | Catalogued | Seeded | Loaded | LoadedTraits | Swept
+    Observed
+    | Identified
+    | Ledgered
+    | Documented
+    | Forgotten
+    | Named
+    | Catalogued
+    | Seeded
+    | Loaded
+    | LoadedTraits
+    | Swept
 )
 
 encode = msgspec.msgpack.Encoder().encode

@@ -20,6 +20,7 @@ from actors import records
 from actors.checked import check_event, decode, refusal
 from actors.context import NO_CODES, codes_of
 from actors.decide import Who, decide, plan
+from actors.ledger import OpenLedger
 from actors.messages import (
     BODY_BYTES_MAX,
     DecideAnswer,
@@ -168,20 +169,24 @@ class Shard(ShardState):
         first = self._sequence
         self._sequence += 16
         place = key[:8].hex()
-        who = Who(self.store, row, int(now_s), context, self._rng)
+        ledger = OpenLedger(self.store, row)
+        who = Who(self.store, row, int(now_s), context, self._rng, ledger)
         said = (caller.tenant, key, session, int(now_s), applied)
         try:
             decisions = [
                 decide(tenant, f"{place}{first + i:016x}", one, who, request.explain)
                 for i, one in enumerate(planned)
             ]
+            changed = ledger.packed(int(now_s))
+            if changed is not None:
+                row = self.set_ledger(key, int(now_s), changed)
         except Exception:
             # Applied is applied: from a log that says less, replay makes another shard.
             self.log(Observed(*said, 0, _NO_ANSWER, context.tolist()))
             raise
         answer = self._encode_decisions(row, decisions, arrived_ns, started_ns, applied_ns)
         kept = records.Answer(message_id or "", digest(Op.DECIDE, body), answer)
-        record = Observed(*said, first if decisions else 0, kept, context.tolist())
+        record = Observed(*said, first if decisions else 0, kept, context.tolist(), changed)
         self.remember(record, row)
         self.log(record)
         return 200, answer

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from actors.catalogue import CatalogueDump
 from actors.compact import run_compaction
 from actors.coordinator import Started
+from actors.documents import Stored
 from actors.endpoint import Endpoint
 from actors.engine import history
 from actors.engine.base import Base
@@ -81,8 +82,10 @@ class ShardActor:
                 self.compacter = asyncio.create_task(self._compact())
         node_id = ray.get_runtime_context().get_node_id()
         catalogues = {n: t.catalogue.dump() for n, t in self.shard.tenants.items()}
+        documents = {n: t.documents.dump() for n, t in self.shard.tenants.items()}
+        host, port = self.address
         return msgspec.msgpack.encode(
-            Started(self.address[0], self.address[1], node_id, self.shard.epoch, catalogues)
+            Started(host, port, node_id, self.shard.epoch, catalogues, documents)
         )
 
     def _recover(self) -> None:
@@ -112,6 +115,10 @@ class ShardActor:
 
     async def take_down(self, tenant: str, ids: list[str]) -> None:
         self.shard.take_down(tenant, ids)
+        await self._sync()
+
+    async def put_documents(self, tenant: str, versions: list[Stored]) -> None:
+        self.shard.put_documents(tenant, versions)
         await self._sync()
 
     async def set_epoch(self, epoch: int) -> None:

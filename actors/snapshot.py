@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from actors import store_kernels as kernels
 from actors.catalogue import CatalogueDump
+from actors.documents import Stored
 from actors.recent import Answered, DecisionRecord
 from actors.state import ShardState
 from actors.wal import End, WalCorrupt, fsync_folder
@@ -45,6 +46,7 @@ class _Array(msgspec.Struct, array_like=True):
 class _Tenant(msgspec.Struct, array_like=True):
     event_names: list[str]
     catalogue: CatalogueDump
+    documents: list[Stored] = []
 
 
 class _Meta(msgspec.Struct, array_like=True):
@@ -83,7 +85,9 @@ def write_snapshot(state: ShardState, folder: Path, end: End) -> Path:
         int(state.store.heap[kernels.RING_MAX]),
         state.swept_to,
         {
-            name: _Tenant(tenant.event_types.names, tenant.catalogue.dump())
+            name: _Tenant(
+                tenant.event_types.names, tenant.catalogue.dump(), tenant.documents.dump()
+            )
             for name, tenant in state.tenants.items()
         },
         state.loaded,
@@ -152,6 +156,8 @@ def read_snapshot(path: Path, state: ShardState) -> End:
     for name, kept in meta.tenants.items():
         tenant = state.tenant(name)
         tenant.catalogue.load(kept.catalogue)
+        for stored in kept.documents:
+            tenant.documents.apply(stored)
         for event_name in kept.event_names:
             tenant.event_types.number(event_name)
     state.loaded.update(meta.loaded)

@@ -20,14 +20,17 @@ from actors import events, records
 from actors.catalogue import CatalogueDump
 from actors.checked import Applied
 from actors.context import Codes
+from actors.documents import Stored
 from actors.journal import Journal
 from actors.messages import Item
 from actors.profile import merge_traits
 from actors.recent import Answered, DecisionLog, DecisionRecord, DedupeWindow
 from actors.records import (
     Catalogued,
+    Documented,
     Forgotten,
     Identified,
+    Ledgered,
     Loaded,
     LoadedTraits,
     Named,
@@ -159,6 +162,24 @@ class ShardState:
         self.store.bump(row)
         return row
 
+    def set_ledger(self, key: bytes, now_s: int, ledger: bytes) -> int:
+        """Replace a person's ledger; returns the row, of a profile made for it if need be.
+
+        Raises StoreFull, and changes nothing then.
+        """
+        row = self.store.find(key)
+        self.store.check_room(row, 1)
+        row = self.store.ensure(key, now_s)
+        self.store.set_ledger(row, ledger)
+        return row
+
+    def book(self, tenant_name: str, key: bytes, ledger: bytes) -> int:
+        """`set_ledger` now, outside of a decide call, and log it."""
+        record = Ledgered(tenant_name, key, int(self.now()), ledger)
+        row = self.set_ledger(key, record.now_s, ledger)
+        self.log(record)
+        return row
+
     def forget(self, row: int) -> None:
         """Erase the profile at `row`; who gets the row next inherits nothing."""
         for tenant in self.tenants.values():
@@ -197,6 +218,13 @@ class ShardState:
         for row in stale:
             self.forget(row)
         return len(stale)
+
+    def put_documents(self, tenant_name: str, versions: list[Stored]) -> None:
+        """Apply versions of documents that the coordinator has accepted."""
+        documents = self.tenant(tenant_name).documents
+        fresh = [stored for stored in versions if documents.apply(stored)]
+        if fresh:
+            self.log(Documented(tenant_name, fresh))
 
     def put_items(self, tenant_name: str, items_json: bytes) -> None:
         """Apply items that the coordinator has accepted."""
@@ -304,7 +332,13 @@ class ShardState:
                     record.session,
                     np.array(record.context, np.int64),
                 )
+                if record.ledger is not None:
+                    row = self.set_ledger(record.key, record.now_s, record.ledger)
                 self.remember(record, row)
+            case Ledgered():
+                self.set_ledger(record.key, record.now_s, record.ledger)
+            case Documented():
+                self.put_documents(record.tenant, record.versions)
             case Identified():
                 self.remember(record, self.set_traits(record.key, record.now_s, record.traits))
             case Forgotten():

@@ -46,6 +46,15 @@ def reserve(dtype: np.dtype[Any] | type, count: int) -> NDArray[Any]:
     return np.frombuffer(mmap.mmap(-1, bytes_wanted, flags=flags), dtype=dtype, count=count)
 
 
+def _as_words(content: bytes) -> NDArray[np.uint32]:
+    """Bytes as they lie in a blob: a word with their length, then the bytes; none: no words."""
+    words = np.zeros((len(content) + 7) // 4 if content else 0, np.uint32)
+    if content:
+        words[0] = len(content)
+        words[1:].view(np.uint8)[: len(content)] = np.frombuffer(content, np.uint8)
+    return words
+
+
 class ProfileStore:
     """All profiles of one shard. One writer; nothing here awaits or locks.
 
@@ -67,6 +76,8 @@ class ProfileStore:
     ) -> None:
         self.rows = reserve(ROW, profiles_max)
         self._flags = self.rows["flags"]
+        self._blob_at = self.rows["blob_at"]
+        self._ledger_words = self.rows["ledger_words"]
         words_max = min(profile_bytes_max // 4, (1 << 32) - 1)
         self.words: NDArray[np.uint32] = reserve(np.uint32, words_max)
         self.floats: NDArray[np.float32] = self.words.view(np.float32)
@@ -315,13 +326,12 @@ class ProfileStore:
     def affinities(self, row: int) -> dict[int, float]:
         """Decayed affinity per attribute id as of last_seen."""
         entry = self.rows[row]
-        first = int(kernels.fixed_words(self.rows, row)) - kernels.AFFINITY_WORDS * int(
-            entry["affinities_n"]
-        )
-        at = int(entry["blob_at"]) + first
+        size = kernels.AFFINITY_WORDS * int(entry["affinities_n"])
+        end = int(kernels.fixed_words(self.rows, row)) - int(entry["ledger_words"])
+        at = int(entry["blob_at"]) + end - size
         return {
             int(self.words[i]): float(self.floats[i + 1])
-            for i in range(at, at + kernels.AFFINITY_WORDS * int(entry["affinities_n"]), 2)
+            for i in range(at, at + size, kernels.AFFINITY_WORDS)
         }
 
     def vector(self, row: int) -> NDArray[np.float32]:
@@ -331,28 +341,37 @@ class ProfileStore:
 
     def set_vector(self, row: int, vector: NDArray[np.float32]) -> None:
         """Replace the vector, float32 [d]."""
-        self._set_section(row, True, np.ascontiguousarray(vector, np.float32).view(np.uint32))
+        content = np.ascontiguousarray(vector, np.float32).view(np.uint32)
+        self._set_section(row, profile_kernels.VECTOR, content)
 
     def traits(self, row: int) -> bytes:
         """The free traits as they were set; b"" if there are none."""
         entry = self.rows[row]
-        count = int(entry["trait_words"])
-        if count == 0:
-            return b""
         start = int(entry["blob_at"]) + int(entry["vector_d"])
-        stored = self.words[start : start + count]
-        return stored[1:].tobytes()[: int(stored[0])]
+        return self._bytes_at(start, int(entry["trait_words"]))
 
     def set_traits(self, row: int, traits: bytes) -> None:
         """Replace the free traits by these bytes; b"" removes them."""
-        content = np.zeros((len(traits) + 7) // 4 if traits else 0, np.uint32)
-        if traits:
-            content[0] = len(traits)
-            content[1:].view(np.uint8)[: len(traits)] = np.frombuffer(traits, np.uint8)
-        self._set_section(row, False, content)
+        self._set_section(row, profile_kernels.TRAITS, _as_words(traits))
 
-    def _set_section(self, row: int, vector: bool, content: NDArray[np.uint32]) -> None:
-        if not profile_kernels.set_section(self.rows, self.words, self.heap, row, vector, content):
+    def ledger(self, row: int) -> bytes:
+        """The ledger as it was set; b"" if there is none."""
+        count = int(self._ledger_words[row])
+        if count == 0:
+            return b""
+        end = int(self._blob_at[row]) + int(kernels.fixed_words(self.rows, row))
+        return self._bytes_at(end - count, count)
+
+    def set_ledger(self, row: int, ledger: bytes) -> None:
+        """Replace the ledger by these bytes; b"" removes it."""
+        self._set_section(row, profile_kernels.LEDGER, _as_words(ledger))
+
+    def _bytes_at(self, start: int, count: int) -> bytes:
+        stored = self.words[start : start + count]
+        return stored[1:].tobytes()[: int(stored[0])] if count else b""
+
+    def _set_section(self, row: int, section: int, content: NDArray[np.uint32]) -> None:
+        if not profile_kernels.set_section(self.rows, self.words, self.heap, row, section, content):
             raise self._full()
 
     def _no_row(self) -> StoreFull:

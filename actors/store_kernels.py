@@ -2,12 +2,14 @@
 
 One person is one 64-byte row, a cache line, and one blob of uint32 words in an arena:
 
-    [vector f32 x vector_d][traits][counters: type, fast, slow][affinities: attribute, weight][ring]
+    [vector f32 x vector_d][traits][counters: type, fast, slow][affinities: attribute, weight]
+    [ledger][ring]
 
-A ring event is three words: item | type << 24, time in seconds, value as float32. The ring takes
-what is left of the blob, is linear while it can grow and circular once it has `ring_max` events.
-Blobs come in size classes at most 1/8 apart (above 64 words); a freed blob goes to its class's
-free list. Arrays never move and an array argument costs 60 ns a call, so kernels take few.
+Traits and ledger are bytes: a word with their length, then the bytes. A ring event is three words:
+item | type << 24, time in seconds, value as float32. The ring takes what is left of the blob, is
+linear while it can grow and circular once it has `ring_max` events. Blobs come in size classes at
+most 1/8 apart (above 64 words); a freed blob goes to its class's free list. Arrays never move and
+an array argument costs 60 ns a call, so kernels take few.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ ROW = np.dtype(
         ("counters_n", "u1"),
         ("affinities_n", "u1"),
         ("flags", "u1"),
-        ("reserved", "u1", (3,)),
+        ("reserved", "u1"),
+        ("ledger_words", "<u2"),
     ],
     align=True,
 )
@@ -158,6 +161,7 @@ def insert(rows: Any, index: Any, old: Any, heap: Any, hi: Int, lo: Int, now_s: 
     rows[row].counters_n = 0
     rows[row].affinities_n = 0
     rows[row].flags = LIVE
+    rows[row].ledger_words = 0
     _place(index, heap, lo, row)
     heap[ROWS_LIVE] += 1
     return row
@@ -248,6 +252,7 @@ def fixed_words(rows: Any, row: Int) -> Any:
         + rows[row].trait_words
         + COUNTER_WORDS * np.int64(rows[row].counters_n)
         + AFFINITY_WORDS * np.int64(rows[row].affinities_n)
+        + rows[row].ledger_words
     )
 
 

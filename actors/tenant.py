@@ -1,4 +1,4 @@
-"""What one tenant has on one shard: catalogue, event names and policies."""
+"""What one tenant has on one shard: catalogue, documents, event names and policies."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from numpy.typing import NDArray
 
 from actors.catalogue import Catalogue
 from actors.context import ContextCounts
+from actors.documents import Documents
 from actors.engine.engine import NextAction
 from actors.engine.vector import VectorPolicy
 from actors.events import EventTypes
 from actors.filters import Mask, Values, evaluate, parse
+from actors.kinds import KINDS
 from actors.store import ProfileStore
 from cluster.config import Config
 
@@ -25,6 +27,7 @@ class Tenant:
         self.name = name
         self.catalogue = Catalogue(config.items_max)
         self.event_types = EventTypes()
+        self.documents = Documents(KINDS)
         self.engine = NextAction(
             store,
             self.catalogue,

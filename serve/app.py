@@ -49,6 +49,42 @@ class CoordinatorControl:
         deleted: list[bool] = await _asked(self._coordinator.delete_items.remote(tenant, ids))
         return deleted
 
+    async def put_document(
+        self,
+        tenant: str,
+        kind: str,
+        document_id: str,
+        content: bytes,
+        expected: int | None,
+        dry_run: bool,
+    ) -> bytes:
+        put: bytes = await _asked(
+            self._coordinator.put_document.remote(
+                tenant, kind, document_id, content, expected, dry_run
+            )
+        )
+        return put
+
+    async def get_document(
+        self, tenant: str, kind: str, document_id: str, version: int | None
+    ) -> bytes:
+        found: bytes = await _asked(
+            self._coordinator.get_document.remote(tenant, kind, document_id, version)
+        )
+        return found
+
+    async def delete_document(
+        self, tenant: str, kind: str, document_id: str, expected: int | None
+    ) -> bytes:
+        deleted: bytes = await _asked(
+            self._coordinator.delete_document.remote(tenant, kind, document_id, expected)
+        )
+        return deleted
+
+    async def list_documents(self, tenant: str, kind: str) -> bytes:
+        listed: bytes = await _asked(self._coordinator.list_documents.remote(tenant, kind))
+        return listed
+
     async def start_import(self, tenant: str, spec_json: bytes) -> bytes:
         started: bytes = await _asked(self._coordinator.start_import.remote(tenant, spec_json))
         return started

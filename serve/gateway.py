@@ -64,6 +64,26 @@ class Control(Protocol):
 
     async def delete_items(self, tenant: str, ids: list[str]) -> list[bool]: ...
 
+    async def put_document(
+        self,
+        tenant: str,
+        kind: str,
+        document_id: str,
+        content: bytes,
+        expected: int | None,
+        dry_run: bool,
+    ) -> bytes: ...
+
+    async def get_document(
+        self, tenant: str, kind: str, document_id: str, version: int | None
+    ) -> bytes: ...
+
+    async def delete_document(
+        self, tenant: str, kind: str, document_id: str, expected: int | None
+    ) -> bytes: ...
+
+    async def list_documents(self, tenant: str, kind: str) -> bytes: ...
+
     async def start_import(self, tenant: str, spec_json: bytes) -> bytes: ...
 
     async def import_status(self, tenant: str, import_id: str) -> bytes | None: ...

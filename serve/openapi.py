@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import msgspec
 from fastapi import FastAPI
@@ -29,6 +29,8 @@ from actors.messages import (
     TrackRequest,
     Wire,
 )
+from serve.documents import DOCUMENT_OPERATIONS
+from serve.operation import Operation
 
 VERSION = "0.1.0"
 Path4096 = Annotated[str, Meta(min_length=1, max_length=4096)]
@@ -148,19 +150,6 @@ class Health(Wire):
     status: Literal["live", "ready"]
 
 
-class Operation(NamedTuple):
-    """One row of the document. `answer` None stands for an object that is not described."""
-
-    method: str
-    path: str
-    summary: str
-    request: Any = None
-    answer: Any = None
-    status: int = 200
-    keys: tuple[str, ...] = ("sk_",)
-    media: str = "application/json"
-
-
 ANY_KEY = ("pk_", "sk_")
 _PARAMETER = re.compile(r"{(\w+)}")
 
@@ -189,6 +178,7 @@ OPERATIONS = (
     Operation("get", "/health/live", "The process runs", answer=Health, keys=()),
     Operation("get", "/health/ready", "All shards can be reached", answer=Health, keys=()),
     Operation("get", "/metrics", "Counters for Prometheus", answer=str, media="text/plain"),
+    *DOCUMENT_OPERATIONS,
 )
 
 STREAM_TEXT = (
@@ -225,7 +215,7 @@ def document() -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {}
     for operation in OPERATIONS:
         paths.setdefault(operation.path, {})[operation.method] = _operation(operation, refs)
-    return {
+    described = {
         "openapi": "3.1.0",
         "info": {
             "title": "onehop",
@@ -242,6 +232,9 @@ def document() -> dict[str, Any]:
             },
         },
     }
+    # A default may be a tuple, which JSON does not have.
+    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(described))
+    return plain
 
 
 def _operation(operation: Operation, refs: dict[Any, Any]) -> dict[str, Any]:
@@ -260,16 +253,20 @@ def _operation(operation: Operation, refs: dict[Any, Any]) -> dict[str, Any]:
     if operation.keys:
         described["security"] = [{"apiKey": []}, {"bearer": []}, {}]
         described["description"] = f"Keys: {' or '.join(operation.keys)}."
-    if names := _PARAMETER.findall(path):
-        described["parameters"] = [
-            {
-                "name": name,
-                "in": "path",
-                "required": True,
-                "schema": {"type": "string", "minLength": 1, "maxLength": 256},
-            }
-            for name in names
-        ]
+    parameters = [
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "schema": {"type": "string", "minLength": 1, "maxLength": 256},
+        }
+        for name in _PARAMETER.findall(path)
+    ] + [
+        {"name": name, "in": "query", "required": False, "schema": {"type": kind}}
+        for name, kind in operation.query
+    ]
+    if parameters:
+        described["parameters"] = parameters
     if operation.request is not None:
         schema = refs[operation.request] if operation.request in refs else _batch_schema(refs)
         described["requestBody"] = _content("", schema, "application/json") | {"required": True}

@@ -17,14 +17,15 @@ import msgspec
 from fastapi import FastAPI, Request, Response, WebSocket
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
-from actors.messages import BODY_BYTES_MAX, Item
+from actors.messages import Item
 from cluster.errors import OnehopError, RequestError, Unavailable
 from cluster.frames import Op
 from cluster.keys import ANONYMOUS, USER, key_hash, place
 from cluster.partition_map import Owner
 from serve.auth import Caller
+from serve.bodies import read_body
+from serve.documents import DOCUMENT_ROUTES
 from serve.fast_lane import installed, respond
 from serve.gateway import BATCH_ROUTE, FAST_ROUTES, Gateway, decode
 from serve.metrics import exposition
@@ -35,8 +36,6 @@ from serve.problems import (
     Answer,
     answer_of,
     http_problem,
-    late_body,
-    too_large,
 )
 from serve.stream import STREAM_ROUTE, serve_stream
 
@@ -215,24 +214,8 @@ ROUTES: tuple[tuple[str, str, Work], ...] = (
     ("POST", "/v1/models/{name}:rollback", roll_back_model),
     ("GET", "/v1/shards", get_shards),
     ("GET", "/metrics", get_metrics),
+    *DOCUMENT_ROUTES,
 )
-
-
-async def read_body(gateway: Gateway, request: Request) -> bytes:
-    """The body. Raises RequestError: 413 beyond BODY_BYTES_MAX, before all of it is read; 408 if
-    it does not come in time; 400 if the caller left."""
-    body = bytearray()
-    try:
-        async with asyncio.timeout(gateway.body_timeout_s):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > BODY_BYTES_MAX:
-                    raise too_large("the body", len(body), BODY_BYTES_MAX)
-    except TimeoutError:
-        raise late_body() from None
-    except ClientDisconnect:
-        raise RequestError(400, "the caller left before the body ended") from None
-    return bytes(body)
 
 
 def check_path(request: Request) -> None:

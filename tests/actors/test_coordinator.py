@@ -12,6 +12,8 @@ import pytest
 
 from actors.catalogue import Catalogue, CatalogueDump
 from actors.coordinator import Coordinator, ShardHandle, Started
+from actors.documents import Documents, Stored
+from actors.kinds import KINDS
 from actors.messages import Item
 from actors.wal import WalCorrupt
 from cluster.config import Config
@@ -29,11 +31,15 @@ class FakeShard:
         self.epoch = epoch
         self.port = next(PORTS)
         self.catalogues: dict[str, Catalogue] = {}
+        self.tenants: dict[str, Documents] = {}
         self.gone = asyncio.Event()
         self.broken = False
 
     def catalogue(self, tenant: str) -> Catalogue:
         return self.catalogues.setdefault(tenant, Catalogue(100))
+
+    def documents(self, tenant: str) -> Documents:
+        return self.tenants.setdefault(tenant, Documents(KINDS))
 
     async def reach(self) -> None:
         await asyncio.sleep(0)
@@ -45,7 +51,8 @@ class FakeShard:
         if self.broken:
             raise WalCorrupt("wal", 0, "injected")
         dumps = {name: catalogue.dump() for name, catalogue in self.catalogues.items()}
-        return Started("h", self.port, "n", self.epoch, dumps)
+        documents = {name: one.dump() for name, one in self.tenants.items()}
+        return Started("h", self.port, "n", self.epoch, dumps, documents)
 
     async def load_catalogue(self, tenant: str, dump: CatalogueDump) -> None:
         await self.reach()
@@ -60,6 +67,11 @@ class FakeShard:
         await self.reach()
         for item_id in ids:
             self.catalogue(tenant).take_down(item_id)
+
+    async def put_documents(self, tenant: str, versions: list[Stored]) -> None:
+        await self.reach()
+        for stored in versions:
+            self.documents(tenant).apply(stored)
 
     async def set_epoch(self, epoch: int) -> None:
         await self.reach()
@@ -108,6 +120,39 @@ def with_coordinator(act: Callable[[Coordinator, World], Awaitable[None]], shard
             await coordinator.shutdown()
 
     asyncio.run(run())
+
+
+def test_documents_reach_every_shard_and_a_new_one_before_it_serves() -> None:
+    async def act(coordinator: Coordinator, world: World) -> None:
+        desk = coordinator.documents
+        await desk.put("t", "holdouts", "h", b'{"percent": 5}', None, False)
+        assert all(s.documents("t").version("holdouts", "h") == 1 for s in world.shards.values())
+        world.shards["1"].gone.set()
+        await coordinator.wait_map(coordinator.map.epoch, 5)
+        assert world.shards["1"].documents("t").dump() == desk.of("t").dump()
+
+    with_coordinator(act)
+
+
+def test_a_new_coordinator_learns_the_documents_of_shards_that_outlived_the_old() -> None:
+    async def act(coordinator: Coordinator, world: World) -> None:
+        await coordinator.documents.put("t", "holdouts", "h", b'{"percent": 5}', None, False)
+        second = await coordinator.documents.put(
+            "t", "holdouts", "h", b'{"percent": 6}', None, False
+        )
+        # The old one died before the last shard had the newest version.
+        behind = world.shards["2"]
+        behind.tenants.clear()
+        heir = Coordinator(Config(shards=3, items_max=100, durability="memory"), world.new_shard)
+        await heir.start()
+        try:
+            assert heir.documents.get("t", "holdouts", "h", None).version == second.version
+            assert behind.documents("t").version("holdouts", "h") == second.version
+        finally:
+            for task in heir._supervisors:
+                task.cancel()
+
+    with_coordinator(act)
 
 
 def items_json(*ids: str) -> bytes:

@@ -13,6 +13,7 @@ import pytest
 
 from actors import records, snapshot
 from actors.compact import compact
+from actors.documents import Stored
 from actors.journal import Journal
 from actors.messages import Item
 from actors.people import Caller, person_key
@@ -59,7 +60,7 @@ def contents(shard: Shard) -> dict[str, Any]:
     rows = int(shard.store.heap[8])
     words = int(shard.store.heap[0])
     tenants = {
-        name: (tenant.catalogue.dump(), tenant.event_types.names)
+        name: (tenant.catalogue.dump(), tenant.event_types.names, tenant.documents.dump())
         for name, tenant in shard.tenants.items()
     }
     return {
@@ -102,6 +103,12 @@ def live(shard: Shard, clock: list[float], steps: int, seed: int) -> None:
             shard.take_down("default", [f"i{step % 20}"])
         if step % 50 == 30:
             load(shard, f"chunk{step}", generator)
+        if step % 20 == 0:
+            shard.book("default", person_key(SERVER, f"u{step % 30}", None), b"x" * (step % 70))
+        if step % 50 == 10:
+            holdout = b'{"percent":%d}' % (step % 40 + 1)
+            stored = Stored("holdouts", f"h{step % 3}", step + 1, NOW_S, holdout)
+            shard.put_documents("default", [stored])
         if step % 50 == 40:
             shard.sweep()
 

@@ -42,7 +42,14 @@ class StoreMachine(RuleBasedStateMachine):
 
     def profile(self, person: int) -> tuple[int, dict[str, Any]]:
         row = self.store.ensure(key_of(person), self.time_s)
-        fresh = {"events": [], "traits": b"", "vector": [], "version": 0, "money": 0.0}
+        fresh = {
+            "events": [],
+            "traits": b"",
+            "ledger": b"",
+            "vector": [],
+            "version": 0,
+            "money": 0.0,
+        }
         return row, self.model.setdefault(person, fresh)
 
     @rule(
@@ -67,6 +74,12 @@ class StoreMachine(RuleBasedStateMachine):
         row, model = self.profile(person)
         self.store.set_traits(row, traits)
         model["traits"] = traits
+
+    @rule(person=st.integers(0, 40), ledger=st.binary(max_size=700))
+    def book(self, person: int, ledger: bytes) -> None:
+        row, model = self.profile(person)
+        self.store.set_ledger(row, ledger)
+        model["ledger"] = ledger
 
     @rule(person=st.integers(0, 40), d=st.integers(0, 40))
     def embed(self, person: int, d: int) -> None:
@@ -96,6 +109,7 @@ class StoreMachine(RuleBasedStateMachine):
             row = self.store.find(key_of(person))
             assert self.store.events(row) == model["events"]
             assert self.store.traits(row) == model["traits"]
+            assert self.store.ledger(row) == model["ledger"]
             assert self.store.vector(row).tolist() == model["vector"]
             assert self.store.version(row) == model["version"]
             assert float(self.store.rows["money"][row]) == model["money"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,6 +11,8 @@ from urllib.parse import unquote
 
 import msgspec
 
+from actors.document_desk import DocumentDesk
+from actors.documents import Stored
 from cluster.access import StoredKey
 from serve.auth import Keys, PlainKeys, generate_key, write_keys
 from serve.fast_lane import FastLane, install, uninstall
@@ -37,11 +40,12 @@ class Reply(NamedTuple):
 
 
 class FakeControl:
-    """A catalogue in a dict, per tenant; imports are only remembered."""
+    """A catalogue in a dict, and documents, per tenant; imports are only remembered."""
 
     def __init__(self) -> None:
         self.items: dict[tuple[str, str], Any] = {}
         self.imports: dict[tuple[str, str], bytes] = {}
+        self.desk = DocumentDesk(asyncio.Lock(), self._spread, lambda: 1_790_000_000.0)
 
     async def put_items(self, tenant: str, items_json: bytes) -> bytes:
         items = msgspec.json.decode(items_json)
@@ -51,6 +55,34 @@ class FakeControl:
 
     async def delete_items(self, tenant: str, ids: list[str]) -> list[bool]:
         return [self.items.pop((tenant, item_id), None) is not None for item_id in ids]
+
+    async def _spread(self, tenant: str, versions: list[Stored]) -> None:
+        await asyncio.sleep(0)
+
+    async def put_document(
+        self,
+        tenant: str,
+        kind: str,
+        document_id: str,
+        content: bytes,
+        expected: int | None,
+        dry_run: bool,
+    ) -> bytes:
+        put = await self.desk.put(tenant, kind, document_id, content, expected, dry_run)
+        return msgspec.json.encode(put)
+
+    async def get_document(
+        self, tenant: str, kind: str, document_id: str, version: int | None
+    ) -> bytes:
+        return msgspec.json.encode(self.desk.get(tenant, kind, document_id, version))
+
+    async def delete_document(
+        self, tenant: str, kind: str, document_id: str, expected: int | None
+    ) -> bytes:
+        return msgspec.json.encode(await self.desk.delete(tenant, kind, document_id, expected))
+
+    async def list_documents(self, tenant: str, kind: str) -> bytes:
+        return msgspec.json.encode(self.desk.all_of(tenant, kind))
 
     async def start_import(self, tenant: str, spec_json: bytes) -> bytes:
         self.imports[tenant, "1"] = spec_json

@@ -24,7 +24,7 @@ class FakePeople:
 
     def set_vector(self, row: int, vector: np.ndarray) -> None:
         assert profile_kernels.set_section(
-            self.rows, self.words, self.heap, row, True, vector.view(np.uint32)
+            self.rows, self.words, self.heap, row, profile_kernels.VECTOR, vector.view(np.uint32)
         )
 
 

@@ -1,0 +1,44 @@
+"""All kinds of documents there are. A kind is a name, a type and a check; its routes follow."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from actors.documents import DocumentId, Kind
+from actors.messages import Strict, Surface
+
+Text = Annotated[str, Meta(max_length=1024)]
+
+
+class Holdout(Strict):
+    """A share of people for whom nothing is personalized, to measure what personalization brings.
+
+    percent   of people, by a hash of person and id; they stay the same people
+    surfaces  on which; none named: on all
+    """
+
+    percent: Annotated[float, Meta(gt=0, le=50)]
+    id: DocumentId | None = None
+    description: Text = ""
+    surfaces: tuple[Surface, ...] = ()
+
+
+class Budget(Strict):
+    """What offers may cost in all. Shards hold portions of it, and decide from these alone.
+
+    total    in the unit of prices; grows and shrinks by a new version
+    portion  what a shard holds at most without having spent it; None: total / 100
+    """
+
+    total: Annotated[float, Meta(ge=0, le=1e12)]
+    id: DocumentId | None = None
+    description: Text = ""
+    portion: Annotated[float, Meta(gt=0, le=1e12)] | None = None
+
+
+KINDS = (
+    Kind("holdouts", Holdout),
+    Kind("budgets", Budget),
+)

@@ -1,0 +1,188 @@
+"""A person's ledger: what surfaces must remember of one person, as one small msgpack blob.
+
+Price holds, caps, sticky assignments, exposures, consents, contacts and timers lie in the store
+beside the traits. Bounded: what has expired leaves first, then what only spares repetition; what
+protects the person (consents, caps) never leaves to make room.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from actors.store import ProfileStore
+from cluster.errors import RequestError
+
+LEDGER_BYTES_MAX = 4096
+"""With the largest traits, vector and ring it still fits a blob of the store."""
+
+
+class _Entry(msgspec.Struct, array_like=True):
+    """Base of what a ledger lists. New fields go to the end, with a default."""
+
+
+class Quote(_Entry):
+    """A price that is held for the person. Amounts are in units of 1e-6.
+
+    reserved    of the budget, until `expires_s`
+    redeemed_s  0 = not yet
+    """
+
+    quote_id: str
+    offer: str
+    level: str
+    item: str
+    price: int
+    expires_s: int
+    reserved: int = 0
+    redeemed_s: int = 0
+
+
+class Count(_Entry):
+    """How often something happened since `since_s`; a window later it begins anew."""
+
+    since_s: int
+    window_s: int
+    count: int
+
+
+class Sticky(_Entry):
+    """A variant that stays. until_s 0 = for good."""
+
+    variant: str
+    until_s: int = 0
+
+
+class Consent(_Entry):
+    """Whether a purpose was agreed to, and when that was said."""
+
+    granted: bool
+    time_s: int
+
+
+class Contact(_Entry):
+    """A message that was sent, or decided to be sent."""
+
+    time_s: int
+    channel: str
+    trigger: str
+
+
+class Timer(_Entry):
+    """A trigger that fires at `due_s` unless an event ends it first."""
+
+    trigger: str
+    due_s: int
+    since_s: int
+
+
+class Ledger(msgspec.Struct, array_like=True):
+    """Everything of one person. Keys are ids of documents, prefixed by kind where they mix.
+
+    caps       by cap, as "offers/ID"
+    sticky     by what is assigned, as "flags/KEY"
+    exposures  by experiment: when the person first saw a variant of it, and which
+    New fields go to the end, with a default: yesterday's ledgers are shorter.
+    """
+
+    quotes: list[Quote] = []
+    caps: dict[str, Count] = {}
+    sticky: dict[str, Sticky] = {}
+    exposures: dict[str, tuple[int, str]] = {}
+    consents: dict[str, Consent] = {}
+    contacts: list[Contact] = []
+    timers: list[Timer] = []
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Ledger).decode
+_EMPTY = _encode(Ledger())
+
+
+def unpack(stored: bytes) -> Ledger:
+    """The ledger of stored bytes; b"" is an empty one."""
+    return _decode(stored) if stored else Ledger()
+
+
+def pack(ledger: Ledger, now_s: int) -> bytes:
+    """A ledger as bytes, at most LEDGER_BYTES_MAX; b"" if nothing is in it.
+
+    Raises RequestError if what must be kept does not fit.
+    """
+    packed = _encode(ledger)
+    if len(packed) > LEDGER_BYTES_MAX:
+        packed = _shrunk(ledger, now_s)
+    return b"" if packed == _EMPTY else packed
+
+
+def shown(ledger: Ledger) -> dict[str, Any]:
+    """A ledger as its person may see it: names, and only what there is."""
+    parts = {name: getattr(ledger, name) for name in ledger.__struct_fields__}
+    return {name: _shown(part) for name, part in parts.items() if part}
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, _Entry):
+        return {name: getattr(value, name) for name in value.__struct_fields__}
+    if isinstance(value, dict):
+        return {name: _shown(part) for name, part in value.items()}
+    return [_shown(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+def expire(ledger: Ledger, now_s: int) -> None:
+    """Drop what has no meaning any more: holds that ended, caps and assignments that ran out."""
+    ledger.quotes = [quote for quote in ledger.quotes if quote.expires_s > now_s]
+    ledger.caps = {
+        name: count for name, count in ledger.caps.items() if count.since_s + count.window_s > now_s
+    }
+    ledger.sticky = {
+        name: sticky
+        for name, sticky in ledger.sticky.items()
+        if not sticky.until_s or sticky.until_s > now_s
+    }
+
+
+def _shrunk(ledger: Ledger, now_s: int) -> bytes:
+    expire(ledger, now_s)
+    packed = _encode(ledger)
+    while len(packed) > LEDGER_BYTES_MAX:
+        # Oldest first, and first what a second time only costs a repetition.
+        if ledger.exposures:
+            del ledger.exposures[next(iter(ledger.exposures))]
+        elif ledger.sticky:
+            del ledger.sticky[next(iter(ledger.sticky))]
+        elif len(ledger.contacts) > 1:
+            del ledger.contacts[0]
+        else:
+            seen, wanted = f"{len(packed)} bytes", f"at most {LEDGER_BYTES_MAX} bytes"
+            raise RequestError(422, "the person's ledger is full", "ledger", seen, wanted)
+        packed = _encode(ledger)
+    return packed
+
+
+class OpenLedger:
+    """One person's ledger during one request: read when it is first needed, written if changed."""
+
+    __slots__ = ("_changed", "_ledger", "_row", "_store")
+
+    def __init__(self, store: ProfileStore, row: int) -> None:
+        self._store = store
+        self._row = row
+        self._ledger: Ledger | None = None
+        self._changed = False
+
+    def read(self) -> Ledger:
+        """The ledger, not to be changed."""
+        if self._ledger is None:
+            self._ledger = unpack(self._store.ledger(self._row) if self._row >= 0 else b"")
+        return self._ledger
+
+    def change(self) -> Ledger:
+        """The ledger, to be changed: what it says when the request ends is stored and logged."""
+        self._changed = True
+        return self.read()
+
+    def packed(self, now_s: int) -> bytes | None:
+        """What is to be stored; None if nothing changed. Raises RequestError as `pack`."""
+        return pack(self.read(), now_s) if self._changed else None
