@@ -20,6 +20,7 @@ from actors import records
 from actors.checked import check_event, decode, refusal
 from actors.context import NO_CODES, codes_of
 from actors.decide import Who, decide, plan
+from actors.hot_keys import KeySample
 from actors.ledger import OpenLedger
 from actors.messages import (
     BODY_BYTES_MAX,
@@ -84,6 +85,7 @@ class Shard(ShardState):
     ) -> None:
         super().__init__(shard_id, key_range, config, epoch, now)
         self.stages = Stages()
+        self.sample = KeySample()
         # Sequence numbers of decisions: a random start keeps them apart across restarts.
         self._rng = np.random.default_rng()
         self._sequence = secrets.randbits(24) << 36
@@ -211,7 +213,10 @@ class Shard(ShardState):
         """The person's key hash, or _NOBODY if another shard owns it."""
         key = person_key(caller, user_id, anonymous_id)
         place = int.from_bytes(key[:8], "big")
-        return key if self.key_range.start <= place < self.key_range.stop else _NOBODY
+        if not self.key_range.start <= place < self.key_range.stop:
+            return _NOBODY
+        self.sample.see(key)
+        return key
 
     def _moved(self) -> Answer:
         return 421, b'{"epoch":%d}' % self.epoch
@@ -387,6 +392,7 @@ class Shard(ShardState):
             "decisionRecords": len(self.decisions),
             "decisionBytes": self.decisions.bytes_used,
             **self.stages.counters(),
+            **self.sample.report(),
         }
 
 
