@@ -25,6 +25,7 @@ from cluster.frames import (
     ServerHandshake,
     encode_frame,
 )
+from cluster.levels import Level
 
 LOG = logging.getLogger("onehop.actors")
 
@@ -128,7 +129,7 @@ class OwnerConnection(asyncio.Protocol):
             # ConfigError: the keys can't be read. Who is not known yet is not told of our files.
             self.close(str(error))
             return
-        out: list[bytes] = []
+        out: dict[Level, list[bytes]] = {}
         for request, op, _, meta, body in frames:
             status, answer = self._answer(op, meta, body, arrived_ns)
             if len(answer) > FRAME_BYTES_MAX:
@@ -136,15 +137,15 @@ class OwnerConnection(asyncio.Protocol):
                 status, answer = self._shard.refuse(
                     RequestError(422, "the answer is too large", "", seen, wanted)
                 )
-            out.append(encode_frame(request, Op.REPLY, answer, b"", status))
-        if not out:
-            return
+            reply = encode_frame(request, Op.REPLY, answer, b"", status)
+            out.setdefault(self._shard.level, []).append(reply)
         journal = self._shard.journal
-        if journal is None:
-            self._send(b"".join(out))
-        else:
-            # Reads wait too: what they saw must not be lost after they told of it.
-            journal.after_all(partial(self._send, b"".join(out)))
+        for level, replies in out.items():
+            if journal is None:
+                self._send(b"".join(replies))
+            else:
+                # Reads wait too: what they saw must not be lost after they told of it.
+                journal.after_all(partial(self._send, b"".join(replies)), level)
 
     def _send(self, data: bytes) -> None:
         if self._transport is not None:

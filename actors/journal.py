@@ -1,7 +1,8 @@
 """A shard's records on their way to the disk, and who waits for them.
 
-Nothing is acknowledged before the record of it is durable, and nothing that was read is answered
-before what it saw is: an answer waits for the last record appended in its turn.
+Nothing is acknowledged before the record of it is durable at the level that the answer names, and
+nothing that was read is answered before what it saw is: an answer waits for the last record that
+was appended in its turn. Only an answer at level "memory" waits for nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from actors.wal import End
 from actors.wal_writer import SEGMENT_BYTES, WalWriter
+from cluster.levels import Level
 
 
 class Journal:
@@ -51,11 +53,19 @@ class Journal:
         """Whether all that was appended is durable."""
         return self.writer.durable_seq >= self.writer.last_seq
 
-    def after_all(self, act: Callable[[], None]) -> None:
-        """Do `act` once all that was appended by now is durable; acts keep their order."""
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The levels that can be given now."""
+        return ("memory", "disk")
+
+    def after_all(self, act: Callable[[], None], level: Level = "disk") -> None:
+        """Do `act` once all that was appended by now is durable at `level`.
+
+        Acts of one level keep their order. At "memory" it is done at once.
+        """
         if self.writer.failed is not None:
             return
-        if not self._waiting and self.settled:
+        if level == "memory" or (not self._waiting and self.settled):
             act()
         else:
             self._waiting.append((self.writer.last_seq, act))

@@ -186,3 +186,12 @@ class OpenLedger:
     def packed(self, now_s: int) -> bytes | None:
         """What is to be stored; None if nothing changed. Raises RequestError as `pack`."""
         return pack(self.read(), now_s) if self._changed else None
+
+    def mark(self) -> bytes | None:
+        """What `back_to` needs to undo what changes from here on."""
+        return _encode(self.read()) if self._changed else None
+
+    def back_to(self, mark: bytes | None) -> None:
+        """Be as at the mark."""
+        self._changed = mark is not None
+        self._ledger = None if mark is None else _decode(mark)

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from cluster.errors import RequestError
+from cluster.levels import Level
 
 BODY_BYTES_MAX = 1 << 20
 EVENT_BYTES_MAX = 32 << 10
@@ -142,7 +143,11 @@ class DecisionSpec(Strict):
 
 
 class DecideRequest(Strict):
-    """`POST /v1/decide`: events first, then decisions that already know of them."""
+    """`POST /v1/decide`: events first, then decisions that already know of them.
+
+    durability   what the answer waits for; None = what the key or else the setting says
+    deadline_ms  counted in the owner; a decision not begun by then is made the cheap way
+    """
 
     user_id: str | None = None
     anonymous_id: str | None = None
@@ -154,6 +159,8 @@ class DecideRequest(Strict):
     explain: bool = False
     timestamp: str | float | None = None
     sent_at: str | float | None = None
+    durability: Level | None = None
+    deadline_ms: Annotated[float, Meta(gt=0, le=60_000)] | None = None
 
 
 class Person(Wire):
@@ -175,6 +182,7 @@ class TrackRequest(Wire):
     properties: Properties | None = None
     timestamp: str | float | None = None
     sent_at: str | float | None = None
+    durability: Level | None = None
 
 
 class IdentifyRequest(Wire):
@@ -186,6 +194,7 @@ class IdentifyRequest(Wire):
     traits: dict[str, Any] = {}
     timestamp: str | float | None = None
     sent_at: str | float | None = None
+    durability: Level | None = None
 
 
 class PageRequest(Wire):
@@ -199,6 +208,7 @@ class PageRequest(Wire):
     properties: Properties | None = None
     timestamp: str | float | None = None
     sent_at: str | float | None = None
+    durability: Level | None = None
 
 
 class BatchRequest(Wire):
@@ -272,7 +282,10 @@ class Took(Wire, omit_defaults=False):
 
 
 class DecideAnswer(Wire, omit_defaults=False):
-    """The answer to `POST /v1/decide`. `duplicate` comes first: a repeat only swaps the head."""
+    """The answer to `POST /v1/decide`. `duplicate` comes first: a repeat only swaps the head.
+
+    degraded  a decision was made the cheap way: it failed, or its deadline had passed
+    """
 
     duplicate: bool
     profile_version: int

@@ -6,16 +6,21 @@ from typing import NamedTuple
 
 from cluster.errors import RequestError
 from cluster.keys import ANONYMOUS, USER, key_hash
+from cluster.levels import LEVELS, Level
 
 SECRET_ROLE = "s"
 PUBLIC_ROLE = "p"
 
 
 class Caller(NamedTuple):
-    """What a key stands for. Role "s" may do all within its tenant; "p" is a browser's."""
+    """What a key stands for. Role "s" may do all within its tenant; "p" is a browser's.
+
+    durability  of messages that name none; None: the setting's
+    """
 
     role: str
     tenant: str
+    durability: Level | None = None
 
     @property
     def public(self) -> bool:
@@ -23,14 +28,17 @@ class Caller(NamedTuple):
 
 
 def parse_caller(meta: bytes) -> Caller:
-    """The caller that a gateway speaks for, from a frame's meta, b"<role>:<tenant>".
+    """The caller that a gateway speaks for, from a frame's meta, b"<role>:<tenant>[:<level>]".
 
-    Raises RequestError if the role is unknown or the tenant empty.
+    Raises RequestError if role or level is unknown or the tenant empty.
     """
-    role, colon, tenant = meta.decode(errors="replace").partition(":")
-    if role not in (SECRET_ROLE, PUBLIC_ROLE) or not colon or not tenant:
-        raise RequestError(400, "the caller is not named", "meta", repr(meta), "<role>:<tenant>")
-    return Caller(role, tenant)
+    role, _, rest = meta.decode(errors="replace").partition(":")
+    tenant, _, named = rest.partition(":")
+    level = next((level for level in LEVELS if level == named), None)
+    if role not in (SECRET_ROLE, PUBLIC_ROLE) or not tenant or (named and level is None):
+        wanted = "<role>:<tenant>[:<level>]"
+        raise RequestError(400, "the caller is not named", "meta", repr(meta), wanted)
+    return Caller(role, tenant, level)
 
 
 def person_key(caller: Caller, user_id: str | None, anonymous_id: str | None) -> bytes:

@@ -35,4 +35,4 @@ class Principals:
         # A browser's key must not reach a shard: nothing there limits how much it may ask.
         if key is None or key.role != "sk" or 0 < key.expires_at <= time.time():
             return None
-        return bytes.fromhex(key.sha256), Caller(SECRET_ROLE, key.tenant)
+        return bytes.fromhex(key.sha256), Caller(SECRET_ROLE, key.tenant, key.durability)

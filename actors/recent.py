@@ -29,7 +29,7 @@ class Answered(NamedTuple):
 class DedupeWindow:
     """Message ids answered within `window_s`, at most `bytes_max` bytes of them.
 
-    Under more load than `bytes_max` holds the window is shorter; `reach_s` says by how much.
+    Under more load than `bytes_max` holds the window is shorter; `floor_s` says where it begins.
     """
 
     def __init__(self, window_s: int, bytes_max: int) -> None:
@@ -38,6 +38,8 @@ class DedupeWindow:
         self._answered: dict[tuple[str, str], Answered] = {}
         self._order: deque[tuple[str, str]] = deque()
         self.bytes_used = 0
+        self.dropped_s = 0
+        """When the latest of the ids came that left for want of room."""
 
     def __len__(self) -> int:
         return len(self._order)
@@ -59,6 +61,7 @@ class DedupeWindow:
         self._order.append(key)
         self.bytes_used += ENTRY_BYTES + len(entry.answer)
         while self.bytes_used > self._bytes_max:
+            self.dropped_s = max(self.dropped_s, self._answered[self._order[0]].time_s)
             self._drop_oldest()
         oldest_s = entry.time_s - self._window_s
         # Two out for one in: what aged in a quiet hour leaves without a pause.
@@ -82,9 +85,9 @@ class DedupeWindow:
         assert sum(ENTRY_BYTES + len(answer) for answer in answers) == self.bytes_used
         assert self.bytes_used <= self._bytes_max
 
-    def reach_s(self, now_s: int) -> int:
-        """Seconds back to the oldest id that is still known; the window if none is."""
-        return now_s - self._answered[self._order[0]].time_s if self._order else self._window_s
+    def floor_s(self, now_s: int) -> int:
+        """Every id that came after this second is known; earlier ones may be forgotten."""
+        return max(now_s - self._window_s, self.dropped_s)
 
 
 class DecisionRecord(NamedTuple):

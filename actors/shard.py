@@ -20,13 +20,15 @@ from actors import records
 from actors.checked import check_event, decode, refusal
 from actors.context import NO_CODES, codes_of
 from actors.decide import Who, decide, plan
+from actors.degraded import decide_each, popular
 from actors.hot_keys import KeySample
+from actors.late import check_age
 from actors.ledger import OpenLedger
+from actors.levels import at_level, level_of
 from actors.messages import (
     BODY_BYTES_MAX,
     DecideAnswer,
     DecideRequest,
-    Decision,
     Event,
     IdentifyRequest,
     PageRequest,
@@ -46,10 +48,12 @@ from actors.records import (
 )
 from actors.stages import Stages
 from actors.state import ShardState
+from actors.stats import describe_shard
 from cluster.config import Config
 from cluster.errors import RequestError, StoreFull
 from cluster.frames import Op
 from cluster.keys import KeyRange
+from cluster.levels import Level
 
 LOG = logging.getLogger("onehop.actors")
 
@@ -57,7 +61,6 @@ Answer = tuple[int, bytes]
 _WRITE_OPS = frozenset((Op.DECIDE, Op.TRACK, Op.PAGE, Op.IDENTIFY, Op.PROFILE_DELETE))
 _PUBLIC_OPS = frozenset((Op.DECIDE, Op.TRACK, Op.PAGE, Op.IDENTIFY))
 _NOBODY = -1
-_NO_ANSWER = records.Answer("", 0, b"")
 _NEW = b'{"duplicate":false'
 _REPEAT = b'{"duplicate":true'
 
@@ -67,6 +70,7 @@ class _Opened(msgspec.Struct, frozen=True):
 
     key: bytes
     now_s: float
+    level: Level
 
 
 class Shard(ShardState):
@@ -86,6 +90,9 @@ class Shard(ShardState):
         super().__init__(shard_id, key_range, config, epoch, now)
         self.stages = Stages()
         self.sample = KeySample()
+        self.level: Level = config.durability
+        """What the answer that `handle` gave last has to wait for. Reads wait as the setting says:
+        what they saw must not be lost after they told of it."""
         # Sequence numbers of decisions: a random start keeps them apart across restarts.
         self._rng = np.random.default_rng()
         self._sequence = secrets.randbits(24) << 36
@@ -112,6 +119,7 @@ class Shard(ShardState):
 
         arrived_ns  perf_counter_ns when the bytes came in
         """
+        self.level = self.config.durability
         handler = self._handlers.get(op)
         if handler is None:
             return self.refuse(RequestError(400, "a shard does not answer this op", "op", str(op)))
@@ -149,9 +157,10 @@ class Shard(ShardState):
         key = self._owned(caller, request.user_id, request.anonymous_id)
         if isinstance(key, int):
             return self._moved()
+        level = level_of(request.durability, caller, self.config.durability, self.journal)
         message_id = request.message_id
         if message_id is not None:
-            repeat = self._repeat(caller.tenant, message_id, Op.DECIDE, body)
+            repeat = self._repeat(caller.tenant, message_id, Op.DECIDE, body, level)
             if repeat is not None:
                 return repeat
         tenant = self.tenant(caller.tenant)
@@ -161,6 +170,9 @@ class Shard(ShardState):
             check_event(tenant, event, request.sent_at, now_s, future_s, f"events[{i}].")
             for i, event in enumerate(request.events)
         ]
+        if message_id is not None:
+            times_s = [one.time_s for one in applied]
+            check_age(self.dedupe, request.sent_at, request.timestamp, times_s, now_s)
         planned = [
             plan(tenant, spec, f"decisions[{i}].") for i, spec in enumerate(request.decisions)
         ]
@@ -173,41 +185,52 @@ class Shard(ShardState):
         place = key[:8].hex()
         ledger = OpenLedger(self.store, row)
         who = Who(self.store, row, int(now_s), context, self._rng, ledger)
-        said = (caller.tenant, key, session, int(now_s), applied)
+        ids = [f"{place}{first + i:016x}" for i in range(len(planned))]
+        decisions, cheap = decide_each(
+            tenant,
+            ids,
+            planned,
+            lambda decision_id, one: decide(tenant, decision_id, one, who, request.explain),
+            ledger,
+            None if request.deadline_ms is None else arrived_ns + int(request.deadline_ms * 1e6),
+        )
+        changed = None
         try:
-            decisions = [
-                decide(tenant, f"{place}{first + i:016x}", one, who, request.explain)
-                for i, one in enumerate(planned)
-            ]
             changed = ledger.packed(int(now_s))
             if changed is not None:
                 row = self.set_ledger(key, int(now_s), changed)
         except Exception:
-            # Applied is applied: from a log that says less, replay makes another shard.
-            self.log(Observed(*said, 0, _NO_ANSWER, context.tolist()))
-            raise
-        answer = self._encode_decisions(row, decisions, arrived_ns, started_ns, applied_ns)
+            # What the decisions rest on can't be kept, so they can't stand.
+            LOG.exception("shard %s can't keep a ledger", self.shard_id)
+            changed, cheap = None, len(planned)
+            decisions = [popular(tenant, *one) for one in zip(ids, planned, strict=True)]
+        self.stages.degraded += cheap > 0
+        took = self._took(arrived_ns, started_ns, applied_ns)
+        version = self.store.version(row)
+        answer = self._encode(DecideAnswer(False, version, level, cheap > 0, took, decisions))
+        self.level = level
         kept = records.Answer(message_id or "", digest(Op.DECIDE, body), answer)
-        record = Observed(*said, first if decisions else 0, kept, context.tolist(), changed)
+        record = Observed(
+            caller.tenant,
+            key,
+            session,
+            int(now_s),
+            applied,
+            first if decisions else 0,
+            kept,
+            context.tolist(),
+            changed,
+        )
         self.remember(record, row)
         self.log(record)
         return 200, answer
 
-    def _encode_decisions(
-        self,
-        row: int,
-        decisions: list[Decision],
-        arrived_ns: int,
-        started_ns: int,
-        applied_ns: int,
-    ) -> bytes:
-        """The answer to a decide call; its stages are counted."""
+    def _took(self, arrived_ns: int, started_ns: int, applied_ns: int) -> Took:
+        """The stages of a decide call that is scored by now; they are counted."""
         queue_ns, update_ns = started_ns - arrived_ns, applied_ns - started_ns
         score_ns = perf_counter_ns() - applied_ns
         self.stages.record(queue_ns, update_ns, score_ns)
-        took = Took(queue_ns / 1e6, update_ns / 1e6, score_ns / 1e6)
-        version, durability = self.store.version(row), self.config.durability
-        return self._encode(DecideAnswer(False, version, durability, False, took, decisions))
+        return Took(queue_ns / 1e6, update_ns / 1e6, score_ns / 1e6)
 
     def _owned(self, caller: Caller, user_id: str | None, anonymous_id: str | None) -> bytes | int:
         """The person's key hash, or _NOBODY if another shard owns it."""
@@ -221,7 +244,9 @@ class Shard(ShardState):
     def _moved(self) -> Answer:
         return 421, b'{"epoch":%d}' % self.epoch
 
-    def _repeat(self, tenant: str, message_id: str, op: int, body: bytes) -> Answer | None:
+    def _repeat(
+        self, tenant: str, message_id: str, op: int, body: bytes, level: Level
+    ) -> Answer | None:
         """The first answer to a message id, if there was one; 409 if the body is another."""
         first = self.dedupe.get(tenant, message_id)
         if first is None:
@@ -235,7 +260,8 @@ class Shard(ShardState):
                 "the same body or a new messageId",
             )
         self.stages.duplicates += 1
-        return 200, first.answer.replace(_NEW, _REPEAT, 1)
+        self.level = level
+        return 200, at_level(first.answer, level).replace(_NEW, _REPEAT, 1)
 
     # Segment's calls.
 
@@ -265,9 +291,11 @@ class Shard(ShardState):
         tenant = self.tenant(caller.tenant)
         future_s = self.config.event_future_s
         applied = [check_event(tenant, event, request.sent_at, now_s, future_s, "")]
+        if request.message_id is not None:
+            check_age(self.dedupe, request.sent_at, None, [applied[0].time_s], now_s)
         session = hash_session(request.session_id)
         row = self.apply_events(tenant, key, applied, session, NO_CODES)
-        answer = self._answer(request.message_id, op, body, row)
+        answer = self._answer(request.message_id, op, body, row, opened.level)
         record = Observed(caller.tenant, key, session, int(now_s), applied, 0, answer)
         self.remember(record, row)
         self.log(record)
@@ -280,11 +308,13 @@ class Shard(ShardState):
         if not isinstance(opened, _Opened):
             return opened
         key, now_s = opened.key, int(opened.now_s)
+        if request.message_id is not None:
+            check_age(self.dedupe, request.sent_at, request.timestamp, [], now_s)
         self.tenant(caller.tenant)
         row = self.store.find(key)
         traits = merge_traits(self.store.traits(row) if row >= 0 else b"", request.traits)
         row = self.set_traits(key, now_s, traits)
-        answer = self._answer(request.message_id, Op.IDENTIFY, body, row)
+        answer = self._answer(request.message_id, Op.IDENTIFY, body, row, opened.level)
         record = Identified(caller.tenant, key, now_s, traits, answer)
         self.remember(record, row)
         self.log(record)
@@ -301,15 +331,18 @@ class Shard(ShardState):
         key = self._owned(caller, request.user_id, request.anonymous_id)
         if isinstance(key, int):
             return self._moved()
+        level = level_of(request.durability, caller, self.config.durability, self.journal)
         if request.message_id is not None:
-            repeat = self._repeat(caller.tenant, request.message_id, op, body)
+            repeat = self._repeat(caller.tenant, request.message_id, op, body, level)
             if repeat is not None:
                 return repeat
-        return _Opened(key, self.now())
+        return _Opened(key, self.now(), level)
 
-    def _answer(self, message_id: str | None, op: int, body: bytes, row: int) -> records.Answer:
-        version, durability = self.store.version(row), self.config.durability
-        content = self._encode(TrackAnswer(False, version, durability))
+    def _answer(
+        self, message_id: str | None, op: int, body: bytes, row: int, level: Level
+    ) -> records.Answer:
+        content = self._encode(TrackAnswer(False, self.store.version(row), level))
+        self.level = level
         return records.Answer(message_id or "", digest(op, body), content)
 
     # Reading and forgetting.
@@ -376,24 +409,7 @@ class Shard(ShardState):
 
     def stats(self) -> dict[str, Any]:
         """Counters of this shard, for /metrics and /v1/shards."""
-        engines = sum(tenant.engine.bytes_used() for tenant in self.tenants.values())
-        return {
-            "shardId": self.shard_id,
-            "epoch": self.epoch,
-            "profiles": len(self.store),
-            "profileBytes": self.store.bytes_used(),
-            "bytesPerProfile": self.store.bytes_used() / max(len(self.store), 1),
-            "events": self.store.events_total,
-            "modelBytes": engines,
-            "items": sum(tenant.catalogue.alive_count for tenant in self.tenants.values()),
-            "dedupeIds": len(self.dedupe),
-            "dedupeBytes": self.dedupe.bytes_used,
-            "dedupeReachSeconds": self.dedupe.reach_s(int(self.now())),
-            "decisionRecords": len(self.decisions),
-            "decisionBytes": self.decisions.bytes_used,
-            **self.stages.counters(),
-            **self.sample.report(),
-        }
+        return describe_shard(self, self.stages) | self.sample.report()
 
 
 def hash_session(session: str | None) -> int:

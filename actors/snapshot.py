@@ -63,6 +63,7 @@ class _Meta(msgspec.Struct, array_like=True):
     answered: list[tuple[str, str, Answered]]
     decisions: list[tuple[int, DecisionRecord]]
     arrays: list[_Array]
+    dedupe_dropped_s: int = 0
 
 
 def snapshot_path(folder: Path, next_seq: int) -> Path:
@@ -94,6 +95,7 @@ def write_snapshot(state: ShardState, folder: Path, end: End) -> Path:
         state.dedupe.entries(),
         state.decisions.entries(),
         [_Array(name, 0, array.nbytes, _crc(array)) for name, array in arrays.items()],
+        state.dedupe.dropped_s,
     )
     # Offsets depend on the size of meta, which depends on the offsets' digits: leave a page.
     at = _page(_HEAD.size + len(msgspec.msgpack.encode(meta)) + PAGE)
@@ -162,6 +164,7 @@ def read_snapshot(path: Path, state: ShardState) -> End:
             tenant.event_types.number(event_name)
     state.loaded.update(meta.loaded)
     state.swept_to = meta.swept_to
+    state.dedupe.dropped_s = meta.dedupe_dropped_s
     for tenant_name, message_id, answered in meta.answered:
         state.dedupe.add(tenant_name, message_id, answered)
     for sequence, record in meta.decisions:

@@ -45,6 +45,7 @@ class Stages:
         self.decides = 0
         self.duplicates = 0
         self.refused = 0
+        self.degraded = 0
 
     def record(self, queue_ns: int, update_ns: int, score_ns: int | None) -> None:
         """Count one request; score_ns is None if nothing was decided."""
@@ -65,6 +66,7 @@ class Stages:
             "decides": self.decides,
             "duplicates": self.duplicates,
             "refused": self.refused,
+            "degraded": self.degraded,
             "stages": {
                 "queue": _histogram(self.queue, self.queue_ns),
                 "update": _histogram(self.update, self.update_ns),

@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from cluster.config import Config
 from cluster.errors import ConfigError
+from cluster.levels import Level
 
 Role = Literal["pk", "sk"]
 # As a browser serializes it: lower case, no path, no slash at the end.
@@ -35,7 +36,8 @@ def key_id(text: bytes) -> str:
 class StoredKey(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
     """A key at rest. Times are seconds since 1970; expires_at 0 means never.
 
-    origins  of pages that may use this pk_ key, as browsers write them; "*" allows every page
+    origins     of pages that may use this pk_ key, as browsers write them; "*" allows every page
+    durability  of messages that name none; None: the setting's
     """
 
     id: str
@@ -46,6 +48,7 @@ class StoredKey(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fiel
     created_at: float
     expires_at: float = 0.0
     origins: tuple[Origin, ...] = ()
+    durability: Level | None = None
 
 
 def read_keys(path: Path) -> list[StoredKey]:

@@ -66,7 +66,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Tenants that one shard serves."""
 
     durability: Literal["disk", "memory"] = "disk"
-    """What an acknowledgement means: the event is on this node's disk, or only in memory."""
+    """What an acknowledgement means if neither message nor key says: on this node's disk, or
+    only in memory. With "memory" nothing is logged, and no message can ask for more."""
     wal_segment_bytes: Annotated[int, Meta(ge=1 << 16, le=1 << 30)] = 64 << 20
     """A log's segment; a full one is compacted into the snapshot. Room for two is always kept."""
 

@@ -35,6 +35,7 @@ from cluster.access import (
 )
 from cluster.config import Config
 from cluster.errors import VALUE_SHOWN_MAX, AuthError, ConfigError, RequestError
+from cluster.levels import Level
 from serve.problems import Header
 
 LOG = logging.getLogger("onehop.serve")
@@ -62,13 +63,17 @@ class Caller(NamedTuple):
 
 
 def caller(
-    role: Role, tenant: str, expires_at: float = 0.0, origins: frozenset[bytes] = frozenset()
+    role: Role,
+    tenant: str,
+    expires_at: float = 0.0,
+    origins: frozenset[bytes] = frozenset(),
+    durability: Level | None = None,
 ) -> Caller:
     """
-    >>> caller("pk", "shop").meta
-    b'p:shop'
+    >>> caller("pk", "shop").meta, caller("sk", "shop", durability="memory").meta
+    (b'p:shop', b's:shop:memory')
     """
-    meta = f"{role[0]}:{tenant}".encode()
+    meta = ":".join((role[0], tenant, *([durability] if durability else []))).encode()
     return Caller(role, tenant, meta, expires_at or float("inf"), origins)
 
 
@@ -217,7 +222,7 @@ class Keys:
         if match is None or match.role != role.decode():
             raise AuthError("the key is unknown")
         origins = frozenset(origin.encode() for origin in match.origins)
-        return caller(match.role, match.tenant, match.expires_at, origins)
+        return caller(match.role, match.tenant, match.expires_at, origins, match.durability)
 
     def _reload(self) -> None:
         self._checked_at = self._clock()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
+import time
 from collections.abc import Mapping, Sequence
 from itertools import count
 from types import TracebackType
@@ -34,6 +35,7 @@ from actors.messages import (
 from cluster.errors import OnehopError, RequestError
 from cluster.frames import OP_OF_TYPE, Op
 from cluster.keys import ANONYMOUS, USER, key_hash, place
+from cluster.levels import Level
 from serve.client_http import ApiError
 from serve.delivery import Delivery
 
@@ -130,6 +132,8 @@ class Client:
         session_id: str | None = None,
         message_id: str | None = None,
         explain: bool | None = None,
+        durability: Level | None = None,
+        deadline_ms: float | None = None,
     ) -> DecideAnswer:
         """Apply events, then decide: `POST /v1/decide`."""
         body = self._body(
@@ -141,6 +145,8 @@ class Client:
             context=context,
             decisions=decisions or None,
             explain=explain,
+            durability=durability,
+            deadlineMs=deadline_ms,
         )
         return _decide_answer.decode(await self._message("decide", user_id, anonymous_id, body))
 
@@ -164,7 +170,8 @@ class Client:
             user_id, anonymous_id = person.user_id, person.anonymous_id
             if person.message_id is None:
                 head, _, tail = body.partition(b"{")
-                body = b'%b{"messageId":"%b",%b' % (head, self._new_id().encode(), tail)
+                now = b'"sentAt":%f,' % (time.time() * 1000.0) if b'"timestamp"' in body else b""
+                body = b'%b{"messageId":"%b",%b%b' % (head, self._new_id().encode(), now, tail)
         return await self._message("decide", user_id, anonymous_id, body)
 
     async def track(
@@ -177,6 +184,7 @@ class Client:
         session_id: str | None = None,
         timestamp: str | float | None = None,
         message_id: str | None = None,
+        durability: Level | None = None,
     ) -> TrackAnswer:
         """Apply one event: `POST /v1/track`."""
         body = self._body(
@@ -187,6 +195,7 @@ class Client:
             sessionId=session_id,
             properties=properties,
             timestamp=timestamp,
+            durability=durability,
         )
         return _track_answer.decode(await self._message("track", user_id, anonymous_id, body))
 
@@ -197,10 +206,15 @@ class Client:
         user_id: str | None = None,
         anonymous_id: str | None = None,
         message_id: str | None = None,
+        durability: Level | None = None,
     ) -> TrackAnswer:
         """Merge traits into the profile; None removes one: `POST /v1/identify`."""
         body = self._body(
-            userId=user_id, anonymousId=anonymous_id, messageId=message_id, traits=traits
+            userId=user_id,
+            anonymousId=anonymous_id,
+            messageId=message_id,
+            traits=traits,
+            durability=durability,
         )
         return _track_answer.decode(await self._message("identify", user_id, anonymous_id, body))
 
@@ -214,6 +228,7 @@ class Client:
         session_id: str | None = None,
         timestamp: str | float | None = None,
         message_id: str | None = None,
+        durability: Level | None = None,
     ) -> TrackAnswer:
         """Apply a page view: `POST /v1/page`."""
         body = self._body(
@@ -224,6 +239,7 @@ class Client:
             sessionId=session_id,
             properties=properties,
             timestamp=timestamp,
+            durability=durability,
         )
         return _track_answer.decode(await self._message("page", user_id, anonymous_id, body))
 
@@ -237,7 +253,7 @@ class Client:
             wanted = f"1 to {BATCH_MAX} messages"
             raise _wrong(422, "the batch has the wrong size", "batch", str(len(messages)), wanted)
         await self._ensure_started()
-        fixed = [{"messageId": self._new_id(), **message} for message in messages]
+        fixed = [self._identified(message) for message in messages]
         if self.is_direct:
             return list(await asyncio.gather(*map(self._batched, fixed)))
         results: list[Document] = [{} for _ in fixed]
@@ -349,9 +365,17 @@ class Client:
     def _body(self, **fields: Any) -> bytes:
         """The request as JSON, without what is None, with a messageId."""
         present = {name: value for name, value in fields.items() if value is not None}
-        if "messageId" not in present:
-            present["messageId"] = self._new_id()
-        return _encode(present)
+        return _encode(self._identified(present))
+
+    def _identified(self, message: Fields) -> Document:
+        """The message with a messageId; one that gets it here also says when, if it is of the past:
+        by that the owner knows that it can't be a repeat from before."""
+        if "messageId" in message:
+            return {"messageId": message["messageId"], **message}
+        fresh: Document = {"messageId": self._new_id()}
+        if "timestamp" in message or b'"timestamp"' in _encode(message.get("events", ())):
+            fresh["sentAt"] = time.time() * 1000.0
+        return {**fresh, **message}
 
     def _new_id(self) -> str:
         return f"{self._id_prefix}-{next(self._ids):x}"

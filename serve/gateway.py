@@ -25,7 +25,15 @@ from cluster.frames import OP_OF_TYPE, Op
 from cluster.keys import ANONYMOUS, USER, key_hash, place
 from cluster.partition_map import PartitionMap
 from serve.auth import Caller, Keys
-from serve.problems import DECODE_ERRORS, Answer, Header, answer_of, malformed, too_large
+from serve.problems import (
+    DECODE_ERRORS,
+    RETRY_LATER,
+    Answer,
+    Header,
+    answer_of,
+    malformed,
+    too_large,
+)
 
 FAST_ROUTES: Mapping[str, Op] = {f"/v1/{name}": op for name, op in OP_OF_TYPE.items()}
 BATCH_ROUTE = "/v1/batch"
@@ -146,7 +154,7 @@ class Gateway:
         status, reply = await self.router.call(
             op, position, body, caller.meta, person.message_id is not None
         )
-        return Answer(status, reply)
+        return Answer(status, reply, RETRY_LATER.get(status, ()))
 
     async def batch(self, caller: Caller, body: bytes) -> Answer:
         """Each message to its own owner; results in order, each with its own status."""

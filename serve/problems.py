@@ -21,6 +21,10 @@ LOG = logging.getLogger("onehop.serve")
 
 RETRY_AFTER_S = 1
 JSON_TYPE: Header = (b"content-type", b"application/json")
+RETRY_LATER: dict[int, tuple[Header, ...]] = {
+    status: ((b"retry-after", str(RETRY_AFTER_S).encode()),) for status in (429, 503)
+}
+"""The headers of a status after which a retry may help, whoever gave it."""
 PROBLEM_TYPE: Header = (b"content-type", b"application/problem+json")
 
 # msgspec says "Expected `str | null`, got `int` - at `$.userId`".
@@ -105,8 +109,7 @@ def http_problem(status: int, title: str, detail: str = "") -> Answer:
 
 
 def _later(status: int, title: str, detail: str) -> Answer:
-    header = (b"retry-after", str(RETRY_AFTER_S).encode())
-    return Answer(status, _document(status, title, detail), (header,))
+    return Answer(status, _document(status, title, detail), RETRY_LATER[status])
 
 
 def _document(status: int, title: str, detail: str = "") -> bytes:

@@ -306,29 +306,6 @@ def test_two_owners_of_one_folder_are_impossible(tmp_path: Path) -> None:
         lock_folder(tmp_path, wait_s=0.1)
 
 
-def test_events_whose_decisions_fail_are_in_the_log_as_they_are_in_memory(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    shard = new_shard()
-    journal = ListJournal()
-    shard.journal = journal  # type: ignore[assignment]
-    live(shard, [float(NOW_S)], 50, 3)
-
-    def refuse(*_: object) -> None:
-        raise KeyError("injected")
-
-    body = {"userId": "new", "events": [{"event": "Searched"}], "messageId": "x"}
-    with monkeypatch.context() as patched:
-        patched.setattr("actors.shard.decide", refuse)
-        failing = msgspec.json.encode(body | {"decisions": [{"surface": "product"}]})
-        assert shard.handle(Op.DECIDE, SERVER, failing, 0)[0] == 500
-    assert shard.handle(Op.PROFILE_DELETE, SERVER, b'{"userId":"new"}', 0)[0] == 200
-    again = new_shard()
-    for record in journal.records:
-        again.replay(records.decode(record))
-    assert contents(again) == contents(shard)
-
-
 def test_what_can_not_be_learned_costs_neither_the_event_nor_its_replay(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from typing import Any
 
 import msgspec
@@ -267,3 +268,21 @@ async def test_the_sync_client_serves_many_threads_and_leaves_none_behind() -> N
     assert threading.active_count() <= before + 1
     await gateway.stop()
     await owner.stop()
+
+
+@asynchronous
+async def test_what_is_of_the_past_says_when_it_was_sent_unless_it_may_be_a_repeat() -> None:
+    gateway = await FakeGateway().start()
+    past: dict[str, Any] = {"user_id": "ada", "timestamp": 1_000_000_000}
+    async with new_client(gateway, direct=False) as client:
+        await client.track("a", **past)
+        await client.track("a", **past, message_id="mine")
+        await client.track("a", user_id="ada")
+        await client.decide(user_id="ada", events=[Event("a", timestamp=1_000_000_000)])
+        await client.decide_raw(b'{"userId":"ada","events":[{"event":"a","timestamp":1e9}]}')
+        await client.decide(user_id="ada", durability="memory", deadline_ms=50)
+    sent = [msgspec.json.decode(body) for _, _, body in gateway.requests]
+    assert ["sentAt" in message for message in sent] == [True, False, False, True, True, False]
+    assert all(abs(m["sentAt"] / 1000 - time.time()) < 60 for m in sent if "sentAt" in m)
+    assert (sent[5]["durability"], sent[5]["deadlineMs"]) == ("memory", 50)
+    await gateway.stop()

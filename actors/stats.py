@@ -1,0 +1,30 @@
+"""What a shard tells of itself: `GET /v1/shards` and, in part, `/metrics`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from actors.stages import Stages
+from actors.state import ShardState
+
+
+def describe_shard(state: ShardState, stages: Stages) -> dict[str, Any]:
+    """Counters of a shard, by name."""
+    store, dedupe, decisions = state.store, state.dedupe, state.decisions
+    now_s = int(state.now())
+    return {
+        "shardId": state.shard_id,
+        "epoch": state.epoch,
+        "profiles": len(store),
+        "profileBytes": store.bytes_used(),
+        "bytesPerProfile": store.bytes_used() / max(len(store), 1),
+        "events": store.events_total,
+        "modelBytes": sum(tenant.engine.bytes_used() for tenant in state.tenants.values()),
+        "items": sum(tenant.catalogue.alive_count for tenant in state.tenants.values()),
+        "dedupeIds": len(dedupe),
+        "dedupeBytes": dedupe.bytes_used,
+        "dedupeReachSeconds": now_s - dedupe.floor_s(now_s),
+        "decisionRecords": len(decisions),
+        "decisionBytes": decisions.bytes_used,
+        **stages.counters(),
+    }
