@@ -6,8 +6,9 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from actors.decisions import Surface
 from actors.documents import DocumentId, Kind
-from actors.messages import Strict, Surface
+from actors.messages import Strict
 
 Text = Annotated[str, Meta(max_length=1024)]
 

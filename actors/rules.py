@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.decisions import RankingSpec, Rejected
 from actors.engine.interface import Ranking
 from actors.filters import Mask
-from actors.messages import DecisionSpec, Rejected
 from actors.tenant import Tenant
 
 POOL_MAX = 1000
@@ -50,7 +50,7 @@ class Rules(NamedTuple):
     pins: dict[int, int]
 
 
-def check_rules(tenant: Tenant, spec: DecisionSpec, field: str) -> Rules | None:
+def check_rules(tenant: Tenant, spec: RankingSpec, field: str) -> Rules | None:
     """The rules of a spec, None if it has none. Raises RequestError naming the rule's field."""
     ruled = spec.filter or spec.promotions or spec.diversity or spec.pins
     if not ruled and spec.rotation == 0.0 and spec.exploration == 0.0:
@@ -86,7 +86,7 @@ class Filling:
     def __init__(
         self,
         tenant: Tenant,
-        spec: DecisionSpec,
+        spec: RankingSpec,
         rules: Rules,
         candidates: NDArray[np.int32] | None,
         rank: Rank,

@@ -19,21 +19,19 @@ import numpy as np
 from actors import records
 from actors.checked import check_event, decode, refusal
 from actors.context import NO_CODES, codes_of
-from actors.decide import Who, decide, plan
-from actors.degraded import decide_each, popular
+from actors.decide import plan
+from actors.decisions import DecideAnswer, DecideRequest, Took
+from actors.degraded import decide_each
 from actors.hot_keys import KeySample
 from actors.late import check_age
 from actors.ledger import OpenLedger
 from actors.levels import at_level, level_of
 from actors.messages import (
     BODY_BYTES_MAX,
-    DecideAnswer,
-    DecideRequest,
     Event,
     IdentifyRequest,
     PageRequest,
     Person,
-    Took,
     TrackAnswer,
     TrackRequest,
     problem,
@@ -49,6 +47,7 @@ from actors.records import (
 from actors.stages import Stages
 from actors.state import ShardState
 from actors.stats import describe_shard
+from actors.surfaces.interface import Who
 from cluster.config import Config
 from cluster.errors import RequestError, StoreFull
 from cluster.frames import Op
@@ -184,14 +183,14 @@ class Shard(ShardState):
         self._sequence += 16
         place = key[:8].hex()
         ledger = OpenLedger(self.store, row)
-        who = Who(self.store, row, int(now_s), context, self._rng, ledger)
+        who = Who(self.store, row, int(now_s), context, self._rng, ledger, key, request.context)
         ids = [f"{place}{first + i:016x}" for i in range(len(planned))]
         decisions, cheap = decide_each(
             tenant,
             ids,
             planned,
-            lambda decision_id, one: decide(tenant, decision_id, one, who, request.explain),
-            ledger,
+            who,
+            request.explain,
             None if request.deadline_ms is None else arrived_ns + int(request.deadline_ms * 1e6),
         )
         changed = None
@@ -203,7 +202,10 @@ class Shard(ShardState):
             # What the decisions rest on can't be kept, so they can't stand.
             LOG.exception("shard %s can't keep a ledger", self.shard_id)
             changed, cheap = None, len(planned)
-            decisions = [popular(tenant, *one) for one in zip(ids, planned, strict=True)]
+            decisions = [
+                one.cheap(tenant, decision_id, who)
+                for decision_id, one in zip(ids, planned, strict=True)
+            ]
         self.stages.degraded += cheap > 0
         took = self._took(arrived_ns, started_ns, applied_ns)
         version = self.store.version(row)

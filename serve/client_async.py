@@ -21,17 +21,8 @@ from urllib.parse import quote
 
 import msgspec
 
-from actors.messages import (
-    BATCH_MAX,
-    DecideAnswer,
-    DecisionSpec,
-    Event,
-    Item,
-    Person,
-    Problem,
-    Properties,
-    TrackAnswer,
-)
+from actors.decisions import DecideAnswer, DecisionSpec
+from actors.messages import BATCH_MAX, Event, Item, Person, Problem, Properties, TrackAnswer
 from cluster.errors import OnehopError, RequestError
 from cluster.frames import OP_OF_TYPE, Op
 from cluster.keys import ANONYMOUS, USER, key_hash, place

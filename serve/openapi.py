@@ -14,11 +14,9 @@ import msgspec
 from fastapi import FastAPI
 from msgspec import Meta
 
+from actors.decisions import DecideAnswer, DecideRequest, Decision
 from actors.messages import (
     BATCH_MAX,
-    DecideAnswer,
-    DecideRequest,
-    Decision,
     IdentifyRequest,
     Item,
     Name,

@@ -1,0 +1,1 @@
+"""What is decided, one module per surface. `interface.py` is the place that a surface fills."""

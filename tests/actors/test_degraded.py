@@ -9,10 +9,10 @@ import msgspec
 import pytest
 
 from actors import records
-from actors.decide import decide
 from actors.ledger import Consent, Sticky, unpack
 from actors.people import Caller, person_key
 from actors.shard import Shard
+from actors.surfaces.ranking import decide
 from cluster.frames import Op
 from tests.actors.test_recovery import NOW_S, ListJournal, contents, live, new_shard
 
@@ -54,7 +54,7 @@ def test_what_failed_is_answered_by_the_popular_and_a_repeat_counts_nothing(
     shard, journal = lived_shard()
     before = shard.store.events_total
     with monkeypatch.context() as patched:
-        patched.setattr("actors.shard.decide", refuse)
+        patched.setattr("actors.surfaces.ranking.decide", refuse)
         status, answer = ask(shard, BODY)
     assert (status, answer["degraded"], answer["profileVersion"]) == (200, True, 1)
     everything = set(shard.tenants["default"].catalogue.ids)
@@ -131,7 +131,7 @@ def test_a_decision_that_fails_takes_its_changes_of_the_ledger_with_it(
         return decide(tenant, decision_id, planned, who, explain)
 
     surfaces = [{"surface": "product"}, {"surface": "content"}]
-    monkeypatch.setattr("actors.shard.decide", spend)
+    monkeypatch.setattr("actors.surfaces.ranking.decide", spend)
     assert ask(shard, BODY | {"decisions": surfaces})[1]["degraded"] is True
     row = shard.store.find(person_key(SERVER, "new", None))
     assert unpack(shard.store.ledger(row)).sticky == {"product": Sticky("a")}
@@ -154,7 +154,7 @@ def test_decisions_whose_ledger_can_not_be_kept_do_not_stand(
         return decide(tenant, decision_id, planned, who, explain)
 
     before = shard.store.events_total
-    monkeypatch.setattr("actors.shard.decide", hoard)
+    monkeypatch.setattr("actors.surfaces.ranking.decide", hoard)
     status, answer = ask(shard, BODY)
     assert (status, answer["degraded"], shard.store.events_total) == (200, True, before + 1)
     assert [one["policyId"] for one in answer["decisions"]] == ["popular", "popular"]

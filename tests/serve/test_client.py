@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from actors.messages import DecideAnswer, Event, TrackAnswer
+from actors.decisions import DecideAnswer
+from actors.messages import Event, TrackAnswer
 from cluster.errors import AuthError
 from cluster.frames import Op
 from cluster.keys import key_hash, place

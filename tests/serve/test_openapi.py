@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 from starlette.routing import Route
 
-from actors.messages import DecideRequest
+from actors.decisions import DecideRequest
 from serve.openapi import document
 from serve.routes import build_app
 from tests.serve.edge import new_edge

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from actors.messages import DecideAnswer, DecisionSpec
+from actors.decisions import DecideAnswer, ProductSpec
 from serve.cli import commands
 from serve.client import SyncClient
 from serve.launch import Cluster
@@ -84,5 +84,5 @@ def test_every_operation_and_every_option_of_a_decision_is_named() -> None:
     api = TEXT.split("## API\n")[1].split("## SDK")[0]
     calls = re.findall(r"`([^`]+)`", "\n".join(re.findall(r"^\| `.*", api, re.M)))
     assert {operation.path for operation in OPERATIONS} <= {call.split()[-1] for call in calls}
-    fields = {field.encode_name for field in msgspec.structs.fields(DecisionSpec)}
+    fields = {field.encode_name for field in msgspec.structs.fields(ProductSpec)}
     assert fields <= set(calls)

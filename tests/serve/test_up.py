@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from actors.messages import DecideAnswer
+from actors.decisions import DecideAnswer
 from serve.processes import alive, descendants
 
 START_S = 240.0
