@@ -20,7 +20,7 @@ from actors.documents import Stored
 from actors.layout import LayoutFile
 from actors.messages import BATCH_MAX, Item, Problem
 from cluster.config import Config
-from cluster.errors import RequestError, Unavailable
+from cluster.errors import ReadOnly, RequestError, Unavailable
 from cluster.keys import KeyRange, split_evenly
 from cluster.partition_map import PartitionMap, owner
 
@@ -46,6 +46,9 @@ class ShardHandle(Protocol):
     """One running shard, wherever it runs. Methods raise Unavailable if it is dead."""
 
     async def start(self) -> Started: ...
+
+    async def check_room(self) -> None:
+        """Raises ReadOnly while its disk is full."""
 
     async def load_catalogue(self, tenant: str, dump: CatalogueDump) -> None: ...
 
@@ -100,7 +103,7 @@ class Coordinator:
         self._changed = asyncio.Condition()
         # Item updates reach all shards in one order; a new shard is seeded between two of them.
         self._updates = asyncio.Lock()
-        self.documents = DocumentDesk(self._updates, self._spread_documents, time)
+        self.documents = DocumentDesk(self._updates, self._spread_documents, time, self._check_room)
         self._supervisors: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -157,13 +160,15 @@ class Coordinator:
     async def put_items(self, tenant: str, items_json: bytes) -> list[ItemResult]:
         """Put items into every shard's catalogue; returns when all have applied them.
 
-        Raises RequestError if the body is not a list of at most BATCH_MAX items.
+        Raises RequestError if the body is not a list of at most BATCH_MAX items, ReadOnly while
+        a shard's disk is full; nothing has changed then.
         """
         return await self.put_many(tenant, decode_items(items_json, BATCH_MAX))
 
     async def put_many(self, tenant: str, entries: list[Item | RequestError]) -> list[ItemResult]:
         """As `put_items`, for items that are decoded already."""
         async with self._updates:
+            await self._check_room()
             catalogue = self._catalogue(tenant)
             results, accepted = [], []
             for entry in entries:
@@ -181,8 +186,9 @@ class Coordinator:
         return results
 
     async def take_down(self, tenant: str, ids: list[str]) -> list[bool]:
-        """Take items down on every shard; whether each was there."""
+        """Take items down on every shard; whether each was there. Raises ReadOnly."""
         async with self._updates:
+            await self._check_room()
             catalogue = self._catalogue(tenant)
             taken = [catalogue.take_down(item_id) for item_id in ids]
             await self._on_all(lambda handle: handle.take_down(tenant, ids))
@@ -212,6 +218,11 @@ class Coordinator:
         if tenant not in self._catalogues:
             self._catalogues[tenant] = Catalogue(self._config.items_max)
         return self._catalogues[tenant]
+
+    async def _check_room(self) -> None:
+        """Raises ReadOnly if a shard's disk is full: asked before a change, not in its middle, so
+        that no shard has it and none has not. What a shard takes after that still fits its log."""
+        await self._on_all(lambda handle: handle.check_room())
 
     async def _spread_documents(self, tenant: str, versions: list[Stored]) -> None:
         await self._on_all(lambda handle: handle.put_documents(tenant, versions))
@@ -254,7 +265,8 @@ class Coordinator:
         """Do the same on every shard that is up; one that dies meanwhile is seeded when back."""
         handles = [slot.handle for slot in self._slots if slot.up.is_set() and slot.handle]
         for outcome in await asyncio.gather(*(act(h) for h in handles), return_exceptions=True):
-            if isinstance(outcome, BaseException) and not isinstance(outcome, Unavailable):
+            gone = isinstance(outcome, Unavailable) and not isinstance(outcome, ReadOnly)
+            if isinstance(outcome, BaseException) and not gone:
                 raise outcome
 
     async def _supervise(self, slot: Slot) -> None:

@@ -41,6 +41,9 @@ class RayShard:
     async def start(self) -> Started:
         return msgspec.msgpack.decode(await _reach(self.actor.start.remote()), type=Started)
 
+    async def check_room(self) -> None:
+        await _reach(self.actor.check_room.remote())
+
     async def load_catalogue(self, tenant: str, dump: CatalogueDump) -> None:
         await _reach(self.actor.load_catalogue.remote(tenant, dump))
 

@@ -52,6 +52,7 @@ class DocumentDesk:
     updates  held while a change is checked and spread, so that shards see one order
     spread   gives a version to every shard; returns when all have it durably
     now      the clock, seconds since 1970
+    ready    raises ReadOnly while shards can't take a change
     """
 
     def __init__(
@@ -59,10 +60,12 @@ class DocumentDesk:
         updates: asyncio.Lock,
         spread: Callable[[str, list[Stored]], Awaitable[None]],
         now: Callable[[], float],
+        ready: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._updates = updates
         self._spread = spread
         self._now = now
+        self._ready = ready
         self.tenants: dict[str, Documents] = {}
 
     def of(self, tenant: str) -> Documents:
@@ -105,6 +108,7 @@ class DocumentDesk:
             if before is not None and not changes:
                 stored = before
             elif not dry_run:
+                await self._check_ready()
                 documents.apply(stored)
                 await self._spread(tenant, [stored])
         return _answer(stored, changes, dry_run)
@@ -117,6 +121,7 @@ class DocumentDesk:
             documents = self.of(tenant)
             stored = documents.deleted(kind, document_id, self._now())
             _match(documents.version(kind, document_id), expected)
+            await self._check_ready()
             documents.apply(stored)
             await self._spread(tenant, [stored])
         return DocumentDeleted(document_id, kind, stored.version)
@@ -131,6 +136,10 @@ class DocumentDesk:
     def all_of(self, tenant: str, kind: str) -> DocumentsAnswer:
         """All documents of a kind."""
         return DocumentsAnswer([_answer(one, None, False) for one in self.of(tenant).newest(kind)])
+
+    async def _check_ready(self) -> None:
+        if self._ready is not None:
+            await self._ready()
 
 
 def _answer(stored: Stored, changes: Any, dry_run: bool) -> DocumentAnswer:

@@ -11,6 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from actors.wal import End
 from actors.wal_writer import SEGMENT_BYTES, WalWriter
@@ -33,6 +34,7 @@ class Journal:
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[tuple[int, Callable[[], None]]] = deque()
         self._on_failed = on_failed
+        self._durable_s = self._loop.time()
         self.writer = WalWriter(
             folder,
             end,
@@ -78,6 +80,20 @@ class Journal:
         self.after_all(lambda: None if done.done() else done.set_result(None))
         await done
 
+    def report(self) -> dict[str, Any]:
+        """How the log does: the disk's counts, and what waits for it now.
+
+        stalledSeconds  since anything became durable, while something waits; 0 if nothing does
+        """
+        stalled_s = 0.0 if self.settled else self._loop.time() - self._durable_s
+        return {
+            "hasRoom": self.has_room,
+            "waitingAnswers": len(self._waiting),
+            "waitingRecords": self.writer.last_seq - self.writer.durable_seq,
+            "stalledSeconds": round(stalled_s, 3),
+            **self.writer.disk.report(),
+        }
+
     def close(self) -> None:
         """Make durable what was appended, then stop."""
         self.writer.close()
@@ -91,6 +107,7 @@ class Journal:
 
     def _durable(self) -> None:
         durable_seq = self.writer.durable_seq
+        self._durable_s = self._loop.time()
         while self._waiting and self._waiting[0][0] <= durable_seq:
             self._waiting.popleft()[1]()
 

@@ -45,7 +45,7 @@ from actors.records import (
     Observed,
 )
 from actors.stages import Stages
-from actors.state import ShardState
+from actors.state import DISK_FULL, ShardState
 from actors.stats import describe_shard
 from actors.surfaces.interface import Who
 from cluster.config import Config
@@ -129,7 +129,7 @@ class Shard(ShardState):
             seen, wanted = f"{len(body)} bytes", f"at most {BODY_BYTES_MAX} bytes"
             return self.refuse(RequestError(413, "the body is too large", "", seen, wanted))
         if self.journal is not None and not self.journal.has_room and op in _WRITE_OPS:
-            return self.refuse(RequestError(503, "the disk is full; only reads are served"))
+            return self.refuse(RequestError(503, DISK_FULL))
         try:
             return handler(caller, body, arrived_ns)
         except RequestError as error:

@@ -105,6 +105,10 @@ class ShardActor:
         LOG.critical("shard %s leaves, since its log failed: %s", self.shard.shard_id, error)
         os._exit(1)
 
+    async def check_room(self) -> None:
+        """Raises ReadOnly while the disk is full."""
+        self.shard.check_disk()
+
     async def load_catalogue(self, tenant: str, dump: CatalogueDump) -> None:
         self.shard.load_catalogue(tenant, dump)
         await self._sync()

@@ -68,14 +68,17 @@ class Stages:
             "refused": self.refused,
             "degraded": self.degraded,
             "stages": {
-                "queue": _histogram(self.queue, self.queue_ns),
-                "update": _histogram(self.update, self.update_ns),
-                "score": _histogram(self.score, self.score_ns),
+                "queue": histogram(self.queue, self.queue_ns),
+                "update": histogram(self.update, self.update_ns),
+                "score": histogram(self.score, self.score_ns),
             },
         }
 
 
-def _histogram(counts: list[int], sum_ns: int) -> dict[str, Any]:
-    """Only the buckets that hold something."""
+def histogram(counts: list[int], sum_ns: int) -> dict[str, Any]:
+    """{"sumNs", "buckets": [[upper bound in ns, count], ...]} of counts by `bucket_of`.
+
+    Only the buckets that hold something.
+    """
     filled = [[upper_bound_ns(i), count] for i, count in enumerate(counts) if count]
     return {"sumNs": sum_ns, "buckets": filled}

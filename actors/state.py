@@ -43,10 +43,12 @@ from actors.records import (
 from actors.store import ProfileStore
 from actors.tenant import Tenant
 from cluster.config import Config
-from cluster.errors import RequestError, StoreFull, Unavailable
+from cluster.errors import ReadOnly, RequestError, StoreFull
 from cluster.keys import KeyRange
 
 LOG = logging.getLogger("onehop.actors")
+
+DISK_FULL = "the disk is full; only reads are served until there is room"
 
 SEEDED_BYTES_MAX = 8 << 20
 """Ids and documents of one record of a catalogue; with the rest it stays far below a batch."""
@@ -249,12 +251,12 @@ class ShardState:
         """Apply many events at once, in order, once per token. Returns how many.
 
         chunk  columns as in `records.COLUMNS`, in this shard's range; item -1 = none
-        Raises Unavailable while the disk is full; StoreFull if not all fit: those that did stay,
+        Raises ReadOnly while the disk is full; StoreFull if not all fit: those that did stay,
         here and in the log.
         """
         if token not in self.loaded:
             tenant = self.tenant(tenant_name)
-            self._check_disk()
+            self.check_disk()
             # Logged first: a chunk that fits in part is applied in the same part by replay.
             self.log(Loaded(tenant_name, token, pack_columns(chunk)))
             self.loaded[token] = len(chunk["item"])
@@ -290,14 +292,14 @@ class ShardState:
     ) -> int:
         """Merge traits (JSON objects) into many profiles, once per token. Returns how many.
 
-        Raises RequestError if some can't be merged, Unavailable while the disk is full, and changes
+        Raises RequestError if some can't be merged, ReadOnly while the disk is full, and changes
         nothing then; StoreFull if not all fit: those that did stay, here and in the log.
         """
         if token not in self.loaded:
             raw = np.stack([key_hi, key_lo], axis=1).astype(">i8").tobytes()
             keys = [raw[at : at + 16] for at in range(0, len(raw), 16)]
             self.tenant(tenant_name)
-            self._check_disk()
+            self.check_disk()
             merged: list[bytes] = []
             latest: dict[bytes, bytes] = {}
             for key, document in zip(keys, traits, strict=True):
@@ -310,10 +312,13 @@ class ShardState:
             self._load_traits(record)
         return self.loaded[token]
 
-    def _check_disk(self) -> None:
-        # The log would take it, until its last segment is full: then the shard would have to leave.
+    def check_disk(self) -> None:
+        """Raises ReadOnly if nothing may change now.
+
+        The log would take it, until its last segment is full: then the shard would have to leave.
+        """
         if self.journal is not None and not self.journal.has_room:
-            raise Unavailable("the disk is full; a warm start goes on when there is room")
+            raise ReadOnly(DISK_FULL)
 
     def _load_traits(self, record: LoadedTraits) -> None:
         self.loaded[record.token] = len(record.keys)

@@ -26,5 +26,6 @@ def describe_shard(state: ShardState, stages: Stages) -> dict[str, Any]:
         "dedupeReachSeconds": now_s - dedupe.floor_s(now_s),
         "decisionRecords": len(decisions),
         "decisionBytes": decisions.bytes_used,
+        "log": None if state.journal is None else state.journal.report(),
         **stages.counters(),
     }

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter_ns
 
+from actors.disk_stats import DiskStats
 from actors.wal import (
     BATCH_BYTES_MAX,
     RECORD_BYTES_MAX,
@@ -64,8 +65,7 @@ class WalWriter:
         self.failed: OSError | None = None
         self.has_room = True
         self.durable_seq = end.next_seq - 1
-        self.batches = 0
-        self.sync_ns = 0
+        self.disk = DiskStats()
         folder.mkdir(parents=True, exist_ok=True)
         self._descriptor, self._offset = self._open_end(end)
         self._spare: int | None = None
@@ -150,8 +150,7 @@ class WalWriter:
             _write_all(self._descriptor, data, self._offset)
             started_ns = perf_counter_ns()
             os.fdatasync(self._descriptor)
-            self.sync_ns += perf_counter_ns() - started_ns
-            self.batches += 1
+            self.disk.wrote(stop - start, len(data), perf_counter_ns() - started_ns)
             self._offset += len(data)
             self._crc = crc
             start = stop

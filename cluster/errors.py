@@ -30,6 +30,10 @@ class Unavailable(OnehopError):
     """The owner can't be reached within the deadline; retry with the same messageId."""
 
 
+class ReadOnly(Unavailable):
+    """The disk is full: until there is room again nothing changes, and reads are served."""
+
+
 class Overloaded(OnehopError):
     """More requests are in flight than the bound allows; retry after a pause."""
 

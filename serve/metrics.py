@@ -30,8 +30,21 @@ class StageLatency(msgspec.Struct, rename="camel"):
     buckets: list[tuple[int, int]]
 
 
+class LogStats(msgspec.Struct, rename="camel"):
+    """A shard's log and the disk under it."""
+
+    has_room: bool = True
+    waiting_answers: int = 0
+    waiting_records: int = 0
+    stalled_seconds: float = 0.0
+    batches: int = 0
+    records: int = 0
+    bytes: int = 0
+    sync: StageLatency | None = None
+
+
 class ShardStats(msgspec.Struct, rename="camel"):
-    """What `Op.STATS` answers, as far as /metrics shows it."""
+    """What `Op.STATS` answers, as far as /metrics shows it. log None: nothing is logged."""
 
     profiles: int = 0
     items: int = 0
@@ -39,17 +52,32 @@ class ShardStats(msgspec.Struct, rename="camel"):
     model_bytes: int = 0
     dedupe_bytes: int = 0
     decision_bytes: int = 0
+    dedupe_reach_seconds: int = 0
     requests: int = 0
     events: int = 0
     decides: int = 0
     duplicates: int = 0
     refused: int = 0
+    degraded: int = 0
     stages: dict[str, StageLatency] = {}
+    log: LogStats | None = None
 
 
 PREFIX = "onehop_shard_"
 MEMORY = ("profile", "model", "dedupe", "decision")
-TOTALS = ("requests", "events", "decides", "duplicates", "refused")
+GAUGES = {
+    "profiles": "Profiles held",
+    "items": "Catalogue items",
+    "dedupe_reach_seconds": "How far back every messageId is known",
+}
+TOTALS = ("requests", "events", "decides", "duplicates", "refused", "degraded")
+LOG_GAUGES = {
+    "has_room": "0 while the disk is full and only reads are served",
+    "waiting_answers": "Answers that wait for the disk",
+    "waiting_records": "Records that are not yet durable",
+    "stalled_seconds": "Since anything became durable, while something waits",
+}
+LOG_TOTALS = {"batches": "Writes, one flush each", "records": "Records", "bytes": "Bytes"}
 
 _stats = msgspec.json.Decoder(ShardStats)
 
@@ -94,43 +122,73 @@ class _Snapshot:
         for (route, status), count in sorted(self._counts.items()):
             answers.add_metric((self._gateway_id, route, str(status)), count)
         yield answers
+        yield from self._counters()
+        yield from self._log()
+        stages = {
+            stage: [one.stages[stage] for one in self._up.values() if stage in one.stages]
+            for stage in STAGES
+        }
+        help_text = "Time inside the owner by stage, all shards"
+        latency = HistogramMetricFamily("onehop_stage_seconds", help_text, labels=("stage",))
+        for stage, found in stages.items():
+            latency.add_metric((stage,), *_histogram(found))
+        yield latency
+
+    @property
+    def _up(self) -> dict[str, ShardStats]:
+        return {name: stats for name, stats in sorted(self._shards.items()) if stats is not None}
+
+    def _counters(self) -> Iterator[Metric]:
         up = GaugeMetricFamily("onehop_shard_up", "1 if it answers", labels=("shard",))
-        profiles = GaugeMetricFamily("onehop_shard_profiles", "Profiles held", labels=("shard",))
-        items = GaugeMetricFamily("onehop_shard_items", "Catalogue items", labels=("shard",))
-        used = GaugeMetricFamily("onehop_shard_bytes", "Memory in use", labels=("shard", "part"))
-        totals = [
-            CounterMetricFamily(PREFIX + what, "Since the shard started", labels=("shard",))
-            for what in TOTALS
-        ]
         for shard, stats in sorted(self._shards.items()):
             up.add_metric((shard,), float(stats is not None))
-            if stats is None:
-                continue
-            profiles.add_metric((shard,), stats.profiles)
-            items.add_metric((shard,), stats.items)
+        yield up
+        used = GaugeMetricFamily("onehop_shard_bytes", "Memory in use", labels=("shard", "part"))
+        for shard, one in self._up.items():
             for part in MEMORY:
-                used.add_metric((shard, part), getattr(stats, f"{part}_bytes"))
-            for total in totals:
-                total.add_metric((shard,), getattr(stats, total.name.removeprefix(PREFIX)))
-        yield from (up, profiles, items, used, *totals, self._latency())
+                used.add_metric((shard, part), getattr(one, f"{part}_bytes"))
+        yield used
+        for name, text in GAUGES.items():
+            yield _family(GaugeMetricFamily, PREFIX + name, text, name, self._up)
+        for name in TOTALS:
+            text = "Since the shard started"
+            yield _family(CounterMetricFamily, PREFIX + name, text, name, self._up)
 
-    def _latency(self) -> Metric:
-        family = HistogramMetricFamily(
-            "onehop_stage_seconds",
-            "Time inside the owner by stage, all shards",
-            labels=("stage",),
+    def _log(self) -> Iterator[Metric]:
+        logs = {name: one.log for name, one in self._up.items() if one.log is not None}
+        for name, text in LOG_GAUGES.items():
+            yield _family(GaugeMetricFamily, "onehop_log_" + name, text, name, logs)
+        for name, text in LOG_TOTALS.items():
+            yield _family(CounterMetricFamily, "onehop_log_" + name, text, name, logs)
+        sync = HistogramMetricFamily(
+            "onehop_log_sync_seconds", "Time of one flush to the disk", labels=("shard",)
         )
-        for stage in STAGES:
-            found = [
-                stats.stages[stage]
-                for stats in self._shards.values()
-                if stats is not None and stage in stats.stages
-            ]
-            fine = sorted(bucket for one in found for bucket in one.buckets)
-            buckets = [
-                (str(bound / 1e6), sum(count for upper, count in fine if upper <= bound * 1000))
-                for bound in BOUNDS_US
-            ]
-            buckets.append(("+Inf", sum(count for _, count in fine)))
-            family.add_metric((stage,), buckets, sum(one.sum_ns for one in found) / 1e9)
-        return family
+        for shard, log in logs.items():
+            if log.sync is not None:
+                sync.add_metric((shard,), *_histogram([log.sync]))
+        yield sync
+
+
+def _family(
+    kind: type[GaugeMetricFamily] | type[CounterMetricFamily],
+    metric: str,
+    text: str,
+    field: str,
+    found: Mapping[str, ShardStats | LogStats],
+) -> Metric:
+    """One number of every shard."""
+    family = kind(metric, text, labels=("shard",))
+    for shard, stats in found.items():
+        family.add_metric((shard,), float(getattr(stats, field)))
+    return family
+
+
+def _histogram(found: list[StageLatency]) -> tuple[list[tuple[str, float]], float]:
+    """Cumulative buckets and the sum in seconds of histograms that are added up."""
+    fine = sorted(bucket for one in found for bucket in one.buckets)
+    buckets: list[tuple[str, float]] = [
+        (str(bound / 1e6), sum(count for upper, count in fine if upper <= bound * 1000))
+        for bound in BOUNDS_US
+    ]
+    buckets.append(("+Inf", sum(count for _, count in fine)))
+    return buckets, sum(one.sum_ns for one in found) / 1e9

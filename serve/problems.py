@@ -13,7 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 from actors.messages import Problem, problem
-from cluster.errors import AuthError, Overloaded, RequestError, StoreFull, Unavailable
+from cluster.errors import AuthError, Overloaded, ReadOnly, RequestError, StoreFull, Unavailable
 
 Header = tuple[bytes, bytes]
 
@@ -95,6 +95,8 @@ def answer_of(error: Exception) -> Answer:
         return Answer(401, _document(401, "the key is missing or not valid", str(error)), challenge)
     if isinstance(error, Overloaded):
         return _later(429, "too many requests are in flight", str(error))
+    if isinstance(error, ReadOnly):
+        return _later(503, "nothing can be changed now", str(error))
     if isinstance(error, Unavailable):
         return _later(503, "the owner can't be reached, retry with the same messageId", str(error))
     if isinstance(error, StoreFull):

@@ -17,7 +17,7 @@ from actors.kinds import KINDS
 from actors.messages import Item
 from actors.wal import WalCorrupt
 from cluster.config import Config
-from cluster.errors import ConfigError, RequestError, Unavailable
+from cluster.errors import ConfigError, ReadOnly, RequestError, Unavailable
 from cluster.keys import KeyRange
 
 PORTS = count(1000)
@@ -34,6 +34,7 @@ class FakeShard:
         self.tenants: dict[str, Documents] = {}
         self.gone = asyncio.Event()
         self.broken = False
+        self.full = False
 
     def catalogue(self, tenant: str) -> Catalogue:
         return self.catalogues.setdefault(tenant, Catalogue(100))
@@ -53,6 +54,11 @@ class FakeShard:
         dumps = {name: catalogue.dump() for name, catalogue in self.catalogues.items()}
         documents = {name: one.dump() for name, one in self.tenants.items()}
         return Started("h", self.port, "n", self.epoch, dumps, documents)
+
+    async def check_room(self) -> None:
+        await self.reach()
+        if self.full:
+            raise ReadOnly("the disk is full")
 
     async def load_catalogue(self, tenant: str, dump: CatalogueDump) -> None:
         await self.reach()
@@ -323,5 +329,28 @@ def test_what_was_taken_down_stays_down_though_a_dead_shard_never_heard_of_it() 
         dumps = [shard.catalogue("t").dump() for shard in world.shards.values()]
         assert dumps[0] == dumps[1] == dumps[2]
         assert dumps[0].items[0] == ("a", b"")
+
+    with_coordinator(act)
+
+
+def test_nothing_changes_anywhere_while_one_shards_disk_is_full() -> None:
+    async def act(coordinator: Coordinator, world: World) -> None:
+        await coordinator.put_items("t", items_json("a"))
+        world.shards["1"].full = True
+        with pytest.raises(ReadOnly):
+            await coordinator.put_items("t", items_json("b"))
+        with pytest.raises(ReadOnly):
+            await coordinator.take_down("t", ["a"])
+        with pytest.raises(ReadOnly):
+            await coordinator.documents.put("t", "holdouts", "h", b'{"percent": 5}', None, False)
+        for shard in world.shards.values():
+            assert shard.catalogue("t").ids == ["a"]
+            assert shard.catalogue("t").alive_count == 1
+        world.shards["1"].full = False
+        await coordinator.put_items("t", items_json("b"))
+        assert coordinator.item_ids("t") == ["a", "b"]
+        for shard in world.shards.values():
+            assert shard.catalogue("t").ids == ["a", "b"]
+            assert shard.documents("t").version("holdouts", "h") == 0
 
     with_coordinator(act)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
+from actors.disk_stats import DiskStats
 from actors.stages import Stages
 from serve.metrics import exposition
 
@@ -50,3 +51,30 @@ def test_counts_are_per_shard_and_a_lost_shard_is_down():
     assert found["onehop_shard_decides_total{shard=a}"] == 1
     assert "onehop_shard_profiles{shard=b}" not in found
     assert found["onehop_gateway_answers_total{gateway=g,route=/v1/decide,status=200}"] == 5
+
+
+def test_a_slow_or_full_disk_is_seen_per_shard():
+    disk = DiskStats()
+    for sync_ms in (1, 1, 40):
+        disk.wrote(10, 1000, sync_ms * 1_000_000)
+    log = {
+        "hasRoom": False,
+        "waitingAnswers": 7,
+        "waitingRecords": 9,
+        "stalledSeconds": 1.5,
+        **disk.report(),
+    }
+    raw = msgspec.Raw(msgspec.json.encode({"log": log, **Stages().counters()}))
+    memory = msgspec.Raw(msgspec.json.encode({"log": None, **Stages().counters()}))
+    found = samples(exposition({}, {"a": raw, "b": memory}, "g"))
+    assert {
+        name: found[f"onehop_log_{name}{{shard=a}}"]
+        for name in ("has_room", "waiting_answers", "waiting_records", "stalled_seconds")
+    } == {"has_room": 0, "waiting_answers": 7, "waiting_records": 9, "stalled_seconds": 1.5}
+    assert found["onehop_log_batches_total{shard=a}"] == 3
+    assert found["onehop_log_records_total{shard=a}"] == 30
+    assert found["onehop_log_bytes_total{shard=a}"] == 3000
+    assert found["onehop_log_sync_seconds_bucket{le=0.01,shard=a}"] == 2
+    assert found["onehop_log_sync_seconds_bucket{le=0.05,shard=a}"] == 3
+    assert abs(found["onehop_log_sync_seconds_sum{shard=a}"] - 0.042) < 1e-9
+    assert "onehop_log_has_room{shard=b}" not in found
