@@ -84,8 +84,8 @@ class Model:
             model.sums = Sums(*(arrays[name] for name in Sums._fields))
             model.number = int(arrays["number"])
             model.context = arrays["context"]
-        if model.sums.precision.shape != Stacker(features.PRIOR).precision.shape:
-            raise ValueError("the model has other features than this engine")
+        if model.sums.precision.shape != Stacker(features.PRIOR).sums().precision.shape:
+            raise ValueError("the model has other features or surfaces than this engine")
         return model
 
 

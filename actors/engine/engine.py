@@ -19,7 +19,8 @@ from actors.engine.build import Build
 from actors.engine.candidates import Candidates, Live
 from actors.engine.history import History
 from actors.engine.interface import Items, People, Ranking
-from actors.engine.stacker import Stacker, Sums
+from actors.engine.shown import Shown
+from actors.engine.stacker import EVERYWHERE, Stacker, Sums
 
 LOG_EVENTS = 1 << 18
 """Events that the log holds; at half of it decisions wait for a new base."""
@@ -95,6 +96,7 @@ class NextAction:
         self._popular = np.zeros(0, np.int32)
         self._candidates = Candidates(items_max)
         self.stacker = Stacker(features.PRIOR)
+        self._shown = Shown()
         self._blocked = np.zeros(items_max, np.uint8)
         self._logits = np.zeros(kernels.CANDIDATES_MAX, np.float32)
         self._recent = np.zeros(RING_MAX, np.int32)
@@ -140,12 +142,13 @@ class NextAction:
 
     def _teach(self, row: int, item: int) -> None:
         """Let the stacker learn that `item` was the next action of the person at `row`."""
+        surface = self._shown.surface(int(self._keys[row]), item)
         length = self._read_ring(row)
         if length == 0:
             return
         found = self._collect(row, length, tuning.NOTHING)
         chosen = self._candidates.slot(item, found)
-        self.stacker.observe(self._candidates.features, found, chosen, length)
+        self.stacker.observe(self._candidates.features, found, chosen, length, surface)
 
     def _read_ring(self, row: int) -> int:
         """Read the person's last items, newest first, into `_recent`. Returns how many."""
@@ -175,6 +178,7 @@ class NextAction:
         now_s: int,
         excluded: NDArray[np.int32],
         exclude_seen: bool,
+        surface: int = EVERYWHERE,
     ) -> Ranking:
         length = self._read_ring(row)
         wanted = tuning.NOTHING if candidates is None else candidates
@@ -189,14 +193,15 @@ class NextAction:
             self._candidates.n,
             wanted,
             candidates is None,
-            self.stacker.weights,
+            self.stacker.weights_of[surface],
             self._logits,
             self._items.alive,
             self._blocked,
             excluded,
             seen,
             min(k, RESULTS_MAX),
-            self.stacker.missed_share(length),
+            self.stacker.sharpness(length, surface),
+            self.stacker.missed_share(length, surface),
             self._live.counts,
             self._live.sums[0] + scoring.SMOOTHING * self._items.n,
             out.items,
@@ -211,7 +216,12 @@ class NextAction:
             float(self._base.quits[min(acted, bases.QUITS - 1)]) if acted else 0.0,
         )
 
-    def explain(self, row: int, items: NDArray[np.int32]) -> NDArray[np.float32]:
+    def showed(self, key: bytes, surface: int, items: NDArray[np.int32]) -> None:
+        self._shown.note(int.from_bytes(key[:8], "big", signed=True), surface, items)
+
+    def explain(
+        self, row: int, items: NDArray[np.int32], surface: int = EVERYWHERE
+    ) -> NDArray[np.float32]:
         """What each component adds to the scores of `items`: float32 [n, FEATURES].
 
         Columns are `features.FEATURE_NAMES`; each row sums to the item's score in `rank`.
@@ -219,7 +229,9 @@ class NextAction:
         length = self._read_ring(row)
         self._collect(row, length, items)
         slots = self._candidates.of[items]
-        return (self._candidates.features[:, slots] * self.stacker.weights[:, None]).T
+        weights = self.stacker.weights_of[surface][:, None]
+        added: NDArray[np.float32] = self._candidates.features[:, slots] * weights
+        return added.T
 
     def _refresh_popular(self) -> None:
         """Let the items of the last events compete with the popular ones; no scan of all items."""

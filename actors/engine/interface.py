@@ -104,12 +104,17 @@ class Engine(Protocol):
         now_s: int,
         excluded: NDArray[np.int32],
         exclude_seen: bool,
+        surface: int = 0,
     ) -> Ranking:
         """The k best of `candidates` (None: the whole catalogue) for the person at `row`.
 
-        row may be -1 for a person without a profile. Never returns an item that is taken down,
+        row may be -1 for a person without a profile; surface is a number of `stacker.SURFACES`
+        or 0, which is that of all of them together. Never returns an item that is taken down,
         in `excluded`, or (with exclude_seen) in the person's ring.
         """
+
+    def showed(self, key: bytes, surface: int, items: NDArray[np.int32]) -> None:
+        """The person with this key hash is shown `items`: acting on one teaches that surface."""
 
     def forget(self, row: int) -> None:
         """The person at `row` is gone: what comes next in that row is another's."""

@@ -49,6 +49,7 @@ def select(
     excluded: Any,
     seen: Any,
     k: Any,
+    sharpness: Any,
     missed: Any,
     counts: Any,
     count_sum: Any,
@@ -59,6 +60,7 @@ def select(
     """Fill `out` with the k best of `wanted` (or of all candidates), best first.
 
     found      of the n candidates the first so many were found, the others only asked for
+    sharpness  what scores are multiplied by before their softmax is a probability
     missed     P(the next action is on none of those found)
     count_sum  sum of counts + SMOOTHING over all items
     A probability is given that the next action is on an item that is alive and not blocked.
@@ -77,8 +79,8 @@ def select(
             asked[a] = scores[of[wanted[a]]]
         chosen = best(wanted, asked, wanted.shape[0], alive, blocked, k, out, out_scores)
     _probabilities(
-        items, of, found, scores, alive, blocked, missed, counts, count_sum, chosen, out,
-        out_probabilities,
+        items, of, found, scores, alive, blocked, sharpness, missed, counts, count_sum, chosen,
+        out, out_probabilities,
     )  # fmt: skip
     for a in range(excluded.shape[0]):
         blocked[excluded[a]] = 0
@@ -95,6 +97,7 @@ def _probabilities(
     scores: Any,
     alive: Any,
     blocked: Any,
+    sharpness: Any,
     missed: Any,
     counts: Any,
     count_sum: Any,
@@ -103,19 +106,21 @@ def _probabilities(
     out_probabilities: Any,
 ) -> None:
     """P of each chosen item: a softmax over those found; the rest share `missed` by count."""
+    sharp = np.float32(sharpness)
     highest = np.float32(-1e30)
     for c in range(found):
-        highest = max(highest, scores[c])
+        if alive[items[c]] != 0 and blocked[items[c]] == 0:
+            highest = max(highest, scores[c])
     total = np.float32(0.0)
     outside = np.float64(count_sum)
     for c in range(found):
         outside -= counts[items[c]] + SMOOTHING
         if alive[items[c]] != 0 and blocked[items[c]] == 0:
-            total += math.exp(scores[c] - highest)
+            total += math.exp(sharp * (scores[c] - highest))
     share = np.float32(1.0 - missed) if outside >= SMOOTHING else np.float32(1.0)
     for a in range(chosen):
         slot = of[out[a]]
         if slot < found:
-            out_probabilities[a] = share * math.exp(scores[slot] - highest) / total
+            out_probabilities[a] = share * math.exp(sharp * (scores[slot] - highest)) / total
         else:
             out_probabilities[a] = missed * (counts[out[a]] + SMOOTHING) / max(outside, SMOOTHING)

@@ -1,4 +1,7 @@
-"""Content and product: rankings of items by what comes next. Changes nothing."""
+"""Content and product: rankings of items by what comes next.
+
+Changes nothing but what the engine remembers to have shown to whom.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from actors.context import Codes
 from actors.decisions import Action, Actions, Decision, Ranked, RankingSpec, Rejected
 from actors.engine.features import FEATURE_NAMES
 from actors.engine.interface import Ranking
+from actors.engine.stacker import SURFACES
 from actors.rules import Filling, Rules, check_rules
 from actors.surfaces.interface import Who
 from actors.tenant import Tenant
@@ -115,6 +119,8 @@ def decide(
         rejected = rejected + filling.rejected
         items = [place.item for place in places]
         ranked = [Ranked(ids[p.item], p.score, p.probability, p.reason) for p in places]
+    if spec.policy != "vector" and who.key:
+        tenant.engine.showed(who.key, SURFACES[spec.surface], np.array(items, np.int32))
     if explain:
         _explain(tenant, spec, who, items, ranked)
     policy = tenant.vector if spec.policy == "vector" else tenant.engine
@@ -158,7 +164,7 @@ def _explain(
             entry.explanation = {"vector": entry.score}
         return
     numbers = np.array(items, np.int32)
-    parts = tenant.engine.explain(who.row, numbers)
+    parts = tenant.engine.explain(who.row, numbers, SURFACES[spec.surface])
     lift = tenant.context.lift(who.context, numbers, tenant.catalogue.attribute_ids)
     for entry, values, context in zip(ranked, parts.tolist(), lift.tolist(), strict=True):
         named = zip((*FEATURE_NAMES, "context"), (*values, context), strict=True)
@@ -177,7 +183,13 @@ def _rank(
         exclude_seen = spec.surface == "content"
     wanted = k if not len(who.context) else max(4 * k, CONTEXT_CANDIDATES)
     ranking = tenant.engine.rank(
-        who.row, candidates, wanted, who.now_s, planned.excluded, exclude_seen
+        who.row,
+        candidates,
+        wanted,
+        who.now_s,
+        planned.excluded,
+        exclude_seen,
+        SURFACES[spec.surface],
     )
     return ranking if not len(who.context) else _in_context(tenant, ranking, k, who.context)
 

@@ -14,7 +14,7 @@ into their profile without being learned, so that a frozen run learns nothing fr
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from time import perf_counter_ns, thread_time_ns
 from typing import Any, NamedTuple
@@ -49,7 +49,19 @@ COMPONENTS = {
     "last two": (f.PAIR,),
 }
 COLUMNS = (
-    *("set", "arm", "hr20", "mrr20", "r10", "ndcg10", "logloss", "acc1", "acc5", "ece"),
+    *(
+        "set",
+        "arm",
+        "hr20",
+        "mrr20",
+        "r10",
+        "ndcg10",
+        "logloss",
+        "acc1",
+        "acc5",
+        "ece",
+        "ece_floor",
+    ),
     *(
         "p50_us",
         "p99_us",
@@ -191,16 +203,19 @@ def _outcome(
     return Outcome(rank, ranking[0]["probability"], probability, us, cpu_us)
 
 
-def ece(outcomes: list[Outcome]) -> float:
+def ece(said: list[float], came: Sequence[bool]) -> float:
     """Expected calibration error of the top answer over BINS bins of equal mass."""
-    ordered = sorted(outcomes, key=lambda o: o.top)
-    bins = [part for part in np.array_split(np.arange(len(ordered)), BINS) if len(part)]
-    gap = 0.0
-    for part in bins:
-        said = np.mean([ordered[i].top for i in part])
-        came = np.mean([ordered[i].rank == 1 for i in part])
-        gap += len(part) / len(ordered) * abs(float(said - came))
-    return gap
+    p, hits = np.array(said), np.array(came, np.float64)
+    parts = np.array_split(np.argsort(p, kind="stable"), BINS)
+    gaps = [len(i) * abs(float(p[i].mean() - hits[i].mean())) for i in parts if len(i)]
+    return sum(gaps) / len(p)
+
+
+def ece_floor(said: list[float], draws: int = 100) -> float:
+    """The mean ECE of outcomes drawn from the said probabilities: what chance alone leaves."""
+    rng = np.random.default_rng(SEED)
+    p = np.array(said)
+    return float(np.mean([ece(said, (rng.random(len(p)) < p).tolist()) for _ in range(draws)]))
 
 
 def metrics(data: Data, ranks: list[float]) -> dict[str, float]:
@@ -247,7 +262,8 @@ def measure(data: Data, cases_max: int, online: bool, silenced: Iterable[int] = 
     cpu_us = np.array([o.cpu_us for o in outcomes])
     learn_us, learn_us_p99 = subject.learn_us()
     return row | {
-        "ece": ece(outcomes),
+        "ece": ece([o.top for o in outcomes], [o.rank == 1 for o in outcomes]),
+        "ece_floor": ece_floor([o.top for o in outcomes]),
         "p50_us": float(np.percentile(us, 50)),
         "p99_us": float(np.percentile(us, 99)),
         "cpu_us_p50": float(np.percentile(cpu_us, 50)),

@@ -57,7 +57,7 @@ def test_merged_shards_equal_one_that_saw_everything():
     wanted = one.save()
     for name in HISTORY:
         assert getattr(model.history, name).tolist() == wanted[name].tolist(), (seed, name)
-    # The stackers met their samples at other moments, so their weights are not compared.
+    # Each stacker met its lessons with other weights: test_stacker says how far that carries.
     for learner in shards:
         learner.stacker.install(one.stacker.sums())
     for row in range(PEOPLE):
