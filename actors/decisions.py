@@ -171,6 +171,30 @@ class DecideRequest(Strict):
     deadline_ms: Annotated[float, Meta(gt=0, le=60_000)] | None = None
 
 
+class Contribution(Wire, omit_defaults=False):
+    """What one event of the person, told as in their profile, did to a score."""
+
+    item_id: str
+    event: str
+    timestamp: int
+    contribution: float
+
+
+class Explanation(Wire):
+    """What a score is made of, told twice: each time the parts add up to it.
+
+    components      what each component added
+    events          newest first, by how much each of the person's last events changed the score
+                    when it came, the events before it given
+    without_events  what the score would be without them: popularity, context; None where a policy
+                    can't tell events apart
+    """
+
+    components: dict[str, float]
+    events: list[Contribution] = []
+    without_events: float | None = None
+
+
 class Ranked(Wire):
     """One ranked item.
 
@@ -182,8 +206,8 @@ class Ranked(Wire):
     probability: float | None = None
     reason: str | None = None
     """Why it stands here, if not for its score: "pinned", "promoted: NAME" or "explored"."""
-    explanation: dict[str, float] | None = None
-    """On request: what each component added to the score."""
+    explanation: Explanation | None = None
+    """On request: what the score is made of."""
 
 
 class Rejected(Wire):

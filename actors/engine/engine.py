@@ -233,6 +233,33 @@ class NextAction:
         added: NDArray[np.float32] = self._candidates.features[:, slots] * weights
         return added.T
 
+    def explain_events(
+        self, row: int, items: NDArray[np.int32], surface: int = EVERYWHERE
+    ) -> NDArray[np.float32]:
+        """What each of the person's last events did to the scores of `items` when it came.
+
+        float32 [n, e]: the newest event first, at most kernels.RECENT_MAX. Column j is the score
+        with the events from j on less that with those from j + 1 on, so all columns together are
+        the score less that of somebody of whom nothing is known. Costs e decisions.
+        """
+        length = min(self._read_ring(row), kernels.RECENT_MAX)
+        weights = self.stacker.weights_of[surface]
+        scores = np.empty((len(items), length + 1), np.float32)
+        for j in range(length + 1):
+            self._candidates.collect(
+                self._base,
+                self._live,
+                self._popular,
+                self._items.attribute_ids,
+                self._items.n,
+                self._recent[j:],
+                length - j,
+                row,
+                items,
+            )
+            scores[:, j] = weights @ self._candidates.features[:, self._candidates.of[items]]
+        return scores[:, :-1] - scores[:, 1:]
+
     def _refresh_popular(self) -> None:
         """Let the items of the last events compete with the popular ones; no scan of all items."""
         live = self._live

@@ -14,11 +14,21 @@ from numpy.typing import NDArray
 
 from actors.checked import refusal
 from actors.context import Codes
-from actors.decisions import Action, Actions, Decision, Ranked, RankingSpec, Rejected
+from actors.decisions import (
+    Action,
+    Actions,
+    Contribution,
+    Decision,
+    Explanation,
+    Ranked,
+    RankingSpec,
+    Rejected,
+)
 from actors.engine.features import FEATURE_NAMES
 from actors.engine.interface import Ranking
 from actors.engine.stacker import SURFACES
 from actors.rules import Filling, Rules, check_rules
+from actors.store import StoredEvent
 from actors.surfaces.interface import Who
 from actors.tenant import Tenant
 from cluster.errors import RequestError
@@ -161,14 +171,33 @@ def _explain(
     """Tell of every result what its score is made of; the parts add up to it."""
     if spec.policy == "vector":
         for entry in ranked:
-            entry.explanation = {"vector": entry.score}
+            entry.explanation = Explanation({"vector": entry.score})
+        return
+    if not items:
         return
     numbers = np.array(items, np.int32)
     parts = tenant.engine.explain(who.row, numbers, SURFACES[spec.surface])
     lift = tenant.context.lift(who.context, numbers, tenant.catalogue.attribute_ids)
-    for entry, values, context in zip(ranked, parts.tolist(), lift.tolist(), strict=True):
-        named = zip((*FEATURE_NAMES, "context"), (*values, context), strict=True)
-        entry.explanation = {name: value for name, value in named if value != 0.0}
+    changes = tenant.engine.explain_events(who.row, numbers, SURFACES[spec.surface])
+    rest = parts.sum(axis=1) - changes.sum(axis=1) + lift
+    told = _events(tenant, who, changes.shape[1])
+    for i, entry in enumerate(ranked):
+        named = zip((*FEATURE_NAMES, "context"), (*parts[i].tolist(), float(lift[i])), strict=True)
+        events = [
+            Contribution(tenant.catalogue.ids[event.item], name, event.time_s, change)
+            for (event, name), change in zip(told, changes[i].tolist(), strict=True)
+        ]
+        components = {name: value for name, value in named if value != 0.0}
+        entry.explanation = Explanation(components, events, float(rest[i]))
+
+
+def _events(tenant: Tenant, who: Who, count: int) -> list[tuple[StoredEvent, str]]:
+    """The person's last events on items, newest first, and what they are called."""
+    if who.row < 0:
+        return []
+    names = tenant.event_types.names
+    acted = [event for event in who.store.events(who.row) if event.item >= 0]
+    return [(event, names[event.event_type]) for event in acted[:count]]
 
 
 def _rank(

@@ -99,5 +99,7 @@ def test_probabilities_keep_their_sum_and_explanations_add_up() -> None:
     shown = decide(shard, {"device": "ios"}, explain=True)
     assert 0.0 < sum(entry["probability"] for entry in shown) <= 1.0
     for entry in shown:
-        assert entry["explanation"]["context"] > 0
-        assert sum(entry["explanation"].values()) == pytest.approx(entry["score"], abs=1e-3)
+        told = entry["explanation"]
+        assert told["components"]["context"] > 0
+        assert sum(told["components"].values()) == pytest.approx(entry["score"], abs=1e-3)
+        assert told["withoutEvents"] == pytest.approx(entry["score"], abs=1e-3), "no events"

@@ -186,8 +186,15 @@ def test_an_explanation_adds_up_to_the_score(shard: Shard, policy: str) -> None:
         ranking = answer["decisions"][0]["ranking"]
         assert ranking
         for entry in ranking:
-            parts = sum(entry.get("explanation", {}).values())
+            told = entry["explanation"]
+            parts = sum(told["components"].values())
             assert parts == pytest.approx(entry["score"], abs=1e-3)
+            if policy == "default":
+                parts = told["withoutEvents"] + sum(
+                    e["contribution"] for e in told.get("events", [])
+                )
+                assert parts == pytest.approx(entry["score"], abs=1e-3)
+                assert bool(told.get("events")) == (person != "nobody")
 
 
 def test_one_item_catalogue_and_empty_model_give_sensible_answers() -> None:

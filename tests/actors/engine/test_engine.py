@@ -77,6 +77,27 @@ def test_contributions_add_up_to_the_score():
     assert learner.explain(3, asked.items).sum(axis=1) == pytest.approx(asked.scores, abs=1e-4)
 
 
+def test_events_contribute_what_the_score_of_a_shorter_history_lacks():
+    learner, people, _ = engine()
+    rng = np.random.default_rng(13)
+    for row in range(40):
+        feed(learner, people, row, rng.integers(0, 20, 6).tolist())
+    learner.consolidate()
+    history = [3, 9, 9, 4]
+    for row, known in ((45, 4), (46, 3), (47, 2), (48, 1)):
+        for step, item in enumerate(history[:known]):
+            people.append(row, item, 1000 + step)
+    everything = np.arange(20, dtype=np.int32)
+    scores = {row: learner.explain(row, everything).sum(axis=1) for row in (*range(45, 49), -1)}
+    changes = learner.explain_events(45, everything)
+    assert changes.shape == (20, 4)
+    for j, (longer, shorter) in enumerate([(45, 46), (46, 47), (47, 48), (48, -1)]):
+        assert changes[:, j] == pytest.approx(scores[longer] - scores[shorter], abs=1e-4)
+    assert changes.sum(axis=1) + scores[-1] == pytest.approx(scores[45], abs=1e-4)
+    assert np.abs(changes).max() > 0.1
+    assert learner.explain_events(-1, everything).shape == (20, 0)
+
+
 def test_dead_excluded_and_seen_items_are_never_returned():
     learner, people, items = engine()
     rng = np.random.default_rng(7)
