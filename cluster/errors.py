@@ -42,6 +42,10 @@ class StoreFull(OnehopError):
     """The memory ceiling is reached and nothing may be evicted."""
 
 
+class IllegalTransition(OnehopError):
+    """A bug: an event that can't happen in this state of a state machine. Nothing has changed."""
+
+
 class RequestError(OnehopError):
     """The caller's input is wrong. State is unchanged.
 
