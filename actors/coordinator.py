@@ -14,6 +14,7 @@ from typing import Protocol
 
 import msgspec
 
+from actors.budget_desk import BudgetDesk, Standing
 from actors.catalogue import Catalogue, CatalogueDump, decode_items
 from actors.document_desk import DocumentDesk
 from actors.documents import Stored
@@ -27,6 +28,8 @@ from cluster.partition_map import PartitionMap, owner
 LOG = logging.getLogger("onehop.actors")
 
 RESTART_S_MAX = 5.0
+# Between two looks at what shards have left of their budgets.
+BUDGET_ROUND_S = 0.5
 # Items that shards take in one call, and log as one record.
 REGISTER_MAX = 10_000
 
@@ -57,6 +60,10 @@ class ShardHandle(Protocol):
     async def take_down(self, tenant: str, ids: list[str]) -> None: ...
 
     async def put_documents(self, tenant: str, versions: list[Stored]) -> None: ...
+
+    async def budgets(self, tenant: str) -> dict[str, Standing]: ...
+
+    async def grant(self, tenant: str, budget: str, granted: int) -> int: ...
 
     async def set_epoch(self, epoch: int) -> None: ...
 
@@ -104,6 +111,7 @@ class Coordinator:
         # Item updates reach all shards in one order; a new shard is seeded between two of them.
         self._updates = asyncio.Lock()
         self.documents = DocumentDesk(self._updates, self._spread_documents, time, self._check_room)
+        self.budgets = BudgetDesk()
         self._supervisors: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -131,6 +139,7 @@ class Coordinator:
             await self._seed(slot)
         await self._publish()
         self._supervisors = [asyncio.create_task(self._supervise(s)) for s in self._slots]
+        self._supervisors.append(asyncio.create_task(self._hand_out_budgets()))
 
     @property
     def map(self) -> PartitionMap:
@@ -268,6 +277,16 @@ class Coordinator:
             gone = isinstance(outcome, Unavailable) and not isinstance(outcome, ReadOnly)
             if isinstance(outcome, BaseException) and not gone:
                 raise outcome
+
+    async def _hand_out_budgets(self) -> None:
+        while True:
+            up = {s.shard_id: s.handle for s in self._slots if s.up.is_set() and s.handle}
+            try:
+                await self.budgets.round(self.documents.tenants, up)
+            except Exception:
+                # Shards go on with what they have; the next round may be luckier.
+                LOG.exception("budgets were not handed out")
+            await asyncio.sleep(BUDGET_ROUND_S)
 
     async def _supervise(self, slot: Slot) -> None:
         """Start the shard again whenever it dies."""

@@ -11,6 +11,7 @@ import msgspec
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from actors.budget_desk import Standing
 from actors.catalogue import CatalogueDump
 from actors.coordinator import Coordinator, ShardHandle, Started
 from actors.documents import Stored
@@ -55,6 +56,12 @@ class RayShard:
 
     async def put_documents(self, tenant: str, versions: list[Stored]) -> None:
         await _reach(self.actor.put_documents.remote(tenant, versions))
+
+    async def budgets(self, tenant: str) -> dict[str, Standing]:
+        return await _reach(self.actor.budgets.remote(tenant))
+
+    async def grant(self, tenant: str, budget: str, granted: int) -> int:
+        return await _reach(self.actor.grant.remote(tenant, budget, granted))
 
     async def set_epoch(self, epoch: int) -> None:
         await _reach(self.actor.set_epoch.remote(epoch))

@@ -11,11 +11,15 @@ from typing import Any
 
 import msgspec
 
+from actors.books import Effect
 from actors.store import ProfileStore
 from cluster.errors import RequestError
 
 LEDGER_BYTES_MAX = 4096
 """With the largest traits, vector and ring it still fits a blob of the store."""
+
+
+Mark = tuple[bytes | None, int]
 
 
 class _Entry(msgspec.Struct, array_like=True):
@@ -164,9 +168,11 @@ def _shrunk(ledger: Ledger, now_s: int) -> bytes:
 class OpenLedger:
     """One person's ledger during one request: read when it is first needed, written if changed."""
 
-    __slots__ = ("_changed", "_ledger", "_row", "_store")
+    __slots__ = ("_changed", "_ledger", "_row", "_store", "effects")
 
     def __init__(self, store: ProfileStore, row: int) -> None:
+        self.effects: list[Effect] = []
+        """What the request does to the books of the shard; counted when it ends."""
         self._store = store
         self._row = row
         self._ledger: Ledger | None = None
@@ -187,11 +193,13 @@ class OpenLedger:
         """What is to be stored; None if nothing changed. Raises RequestError as `pack`."""
         return pack(self.read(), now_s) if self._changed else None
 
-    def mark(self) -> bytes | None:
+    def mark(self) -> Mark:
         """What `back_to` needs to undo what changes from here on."""
-        return _encode(self.read()) if self._changed else None
+        return _encode(self.read()) if self._changed else None, len(self.effects)
 
-    def back_to(self, mark: bytes | None) -> None:
+    def back_to(self, mark: Mark) -> None:
         """Be as at the mark."""
-        self._changed = mark is not None
-        self._ledger = None if mark is None else _decode(mark)
+        kept, effects = mark
+        self._changed = kept is not None
+        self._ledger = None if kept is None else _decode(kept)
+        del self.effects[effects:]

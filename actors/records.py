@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.books import Effect
 from actors.catalogue import CatalogueDump
 from actors.checked import Applied
 from actors.documents import Stored
@@ -44,6 +45,7 @@ class Observed(Record, frozen=True, tag="o"):
 
     context  codes of the request's context, for what is learned from it
     ledger   the person's ledger from now on; None = as it was
+    effects  what it did to the shard's books
     """
 
     tenant: str
@@ -55,6 +57,7 @@ class Observed(Record, frozen=True, tag="o"):
     answer: Answer
     context: list[int] = []
     ledger: bytes | None = None
+    effects: list[Effect] = []
 
 
 class Identified(Record, frozen=True, tag="i"):
@@ -81,6 +84,15 @@ class Ledgered(Record, frozen=True, tag="b"):
     key: bytes
     now_s: int
     ledger: bytes
+
+
+class Granted(Record, frozen=True, tag="g"):
+    """All that this shard was granted of a budget, in micros."""
+
+    tenant: str
+    budget: str
+    granted: int
+    now_s: int
 
 
 class Documented(Record, frozen=True, tag="v"):
@@ -142,6 +154,7 @@ AnyRecord = (
     | Identified
     | Ledgered
     | Documented
+    | Granted
     | Forgotten
     | Named
     | Catalogued

@@ -198,10 +198,12 @@ class Shard(ShardState):
             changed = ledger.packed(int(now_s))
             if changed is not None:
                 row = self.set_ledger(key, int(now_s), changed)
+            tenant.books.apply(ledger.effects, int(now_s))
         except Exception:
             # What the decisions rest on can't be kept, so they can't stand.
             LOG.exception("shard %s can't keep a ledger", self.shard_id)
             changed, cheap = None, len(planned)
+            ledger.effects.clear()
             decisions = [
                 one.cheap(tenant, decision_id, who)
                 for decision_id, one in zip(ids, planned, strict=True)
@@ -222,6 +224,7 @@ class Shard(ShardState):
             kept,
             context.tolist(),
             changed,
+            ledger.effects,
         )
         self.remember(record, row)
         self.log(record)

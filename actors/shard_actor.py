@@ -18,6 +18,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
+from actors.budget_desk import Standing
 from actors.catalogue import CatalogueDump
 from actors.compact import run_compaction
 from actors.coordinator import Started
@@ -124,6 +125,17 @@ class ShardActor:
     async def put_documents(self, tenant: str, versions: list[Stored]) -> None:
         self.shard.put_documents(tenant, versions)
         await self._sync()
+
+    async def budgets(self, tenant: str) -> dict[str, Standing]:
+        now_s = int(self.shard.now())
+        books = self.shard.tenant(tenant).books
+        return {n: Standing(b.granted, b.used(now_s)) for n, b in books.budgets.items()}
+
+    async def grant(self, tenant: str, budget: str, granted: int) -> int:
+        """Set what this shard was granted in all; returns what it is, once that is durable."""
+        granted = self.shard.grant(tenant, budget, granted)
+        await self._sync()
+        return granted
 
     async def set_epoch(self, epoch: int) -> None:
         self.shard.epoch = epoch

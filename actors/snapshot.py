@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors import store_kernels as kernels
+from actors.books import Books
 from actors.catalogue import CatalogueDump
 from actors.documents import Stored
 from actors.recent import Answered, DecisionRecord
@@ -47,6 +48,7 @@ class _Tenant(msgspec.Struct, array_like=True):
     event_names: list[str]
     catalogue: CatalogueDump
     documents: list[Stored] = []
+    books: Books = msgspec.field(default_factory=Books)
 
 
 class _Meta(msgspec.Struct, array_like=True):
@@ -87,7 +89,10 @@ def write_snapshot(state: ShardState, folder: Path, end: End) -> Path:
         state.swept_to,
         {
             name: _Tenant(
-                tenant.event_types.names, tenant.catalogue.dump(), tenant.documents.dump()
+                tenant.event_types.names,
+                tenant.catalogue.dump(),
+                tenant.documents.dump(),
+                tenant.books,
             )
             for name, tenant in state.tenants.items()
         },
@@ -160,6 +165,7 @@ def read_snapshot(path: Path, state: ShardState) -> End:
         tenant.catalogue.load(kept.catalogue)
         for stored in kept.documents:
             tenant.documents.apply(stored)
+        tenant.books = kept.books
         for event_name in kept.event_names:
             tenant.event_types.number(event_name)
     state.loaded.update(meta.loaded)

@@ -29,6 +29,7 @@ from actors.records import (
     Catalogued,
     Documented,
     Forgotten,
+    Granted,
     Identified,
     Ledgered,
     Loaded,
@@ -181,6 +182,17 @@ class ShardState:
         row = self.set_ledger(key, record.now_s, ledger)
         self.log(record)
         return row
+
+    def grant(self, tenant_name: str, budget: str, granted: int) -> int:
+        """Set what was granted of a budget, in micros, but not below what is used; returns it.
+
+        Raises Unavailable while the disk is full.
+        """
+        self.check_disk()
+        now_s = int(self.now())
+        granted = self.tenant(tenant_name).books.grant(budget, granted, now_s)
+        self.log(Granted(tenant_name, budget, granted, now_s))
+        return granted
 
     def forget(self, row: int) -> None:
         """Erase the profile at `row`; who gets the row next inherits nothing."""
@@ -337,11 +349,15 @@ class ShardState:
                     record.session,
                     np.array(record.context, np.int64),
                 )
+                tenant.books.apply(record.effects, record.now_s)
                 if record.ledger is not None:
                     row = self.set_ledger(record.key, record.now_s, record.ledger)
                 self.remember(record, row)
             case Ledgered():
                 self.set_ledger(record.key, record.now_s, record.ledger)
+            case Granted():
+                books = self.tenant(record.tenant).books
+                books.grant(record.budget, record.granted, record.now_s)
             case Documented():
                 self.put_documents(record.tenant, record.versions)
             case Identified():

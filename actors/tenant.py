@@ -1,10 +1,11 @@
-"""What one tenant has on one shard: catalogue, documents, event names and policies."""
+"""What one tenant has on one shard: catalogue, documents, books, event names and policies."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.books import Books
 from actors.catalogue import Catalogue
 from actors.context import ContextCounts
 from actors.documents import Documents
@@ -28,6 +29,7 @@ class Tenant:
         self.catalogue = Catalogue(config.items_max)
         self.event_types = EventTypes()
         self.documents = Documents(KINDS)
+        self.books = Books()
         self.engine = NextAction(
             store,
             self.catalogue,

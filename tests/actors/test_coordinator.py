@@ -10,6 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from actors.books import Books
+from actors.budget_desk import Standing
 from actors.catalogue import Catalogue, CatalogueDump
 from actors.coordinator import Coordinator, ShardHandle, Started
 from actors.documents import Documents, Stored
@@ -32,6 +34,7 @@ class FakeShard:
         self.port = next(PORTS)
         self.catalogues: dict[str, Catalogue] = {}
         self.tenants: dict[str, Documents] = {}
+        self.books: dict[str, Books] = {}
         self.gone = asyncio.Event()
         self.broken = False
         self.full = False
@@ -78,6 +81,15 @@ class FakeShard:
         await self.reach()
         for stored in versions:
             self.documents(tenant).apply(stored)
+
+    async def budgets(self, tenant: str) -> dict[str, Standing]:
+        await self.reach()
+        books = self.books.setdefault(tenant, Books())
+        return {name: Standing(b.granted, b.used(0)) for name, b in books.budgets.items()}
+
+    async def grant(self, tenant: str, budget: str, granted: int) -> int:
+        await self.reach()
+        return self.books.setdefault(tenant, Books()).grant(budget, granted, 0)
 
     async def set_epoch(self, epoch: int) -> None:
         await self.reach()

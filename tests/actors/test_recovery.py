@@ -60,7 +60,12 @@ def contents(shard: Shard) -> dict[str, Any]:
     rows = int(shard.store.heap[8])
     words = int(shard.store.heap[0])
     tenants = {
-        name: (tenant.catalogue.dump(), tenant.event_types.names, tenant.documents.dump())
+        name: (
+            tenant.catalogue.dump(),
+            tenant.event_types.names,
+            tenant.documents.dump(),
+            tenant.books,
+        )
         for name, tenant in shard.tenants.items()
     }
     return {
