@@ -9,6 +9,7 @@ from msgspec import Meta
 from actors.decisions import Surface
 from actors.documents import DocumentId, Kind
 from actors.messages import Strict
+from actors.treatment.policy import PolicySpec, check_policy
 
 Text = Annotated[str, Meta(max_length=1024)]
 
@@ -42,4 +43,5 @@ class Budget(Strict):
 KINDS = (
     Kind("holdouts", Holdout),
     Kind("budgets", Budget),
+    Kind("policies", PolicySpec, check_policy),
 )

@@ -87,6 +87,7 @@ class Ledger(msgspec.Struct, array_like=True):
     caps       by cap, as "offers/ID"
     sticky     by what is assigned, as "flags/KEY"
     exposures  by experiment: when the person first saw a variant of it, and which
+    memories   by policy: what the person did with its arms (actors.treatment.memory)
     New fields go to the end, with a default: yesterday's ledgers are shorter.
     """
 
@@ -97,6 +98,7 @@ class Ledger(msgspec.Struct, array_like=True):
     consents: dict[str, Consent] = {}
     contacts: list[Contact] = []
     timers: list[Timer] = []
+    memories: dict[str, bytes] = {}
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -123,6 +125,8 @@ def pack(ledger: Ledger, now_s: int) -> bytes:
 def shown(ledger: Ledger) -> dict[str, Any]:
     """A ledger as its person may see it: names, and only what there is."""
     parts = {name: getattr(ledger, name) for name in ledger.__struct_fields__}
+    # A memory is bytes of sums; who asks what is known of them gets which policies know something.
+    parts["memories"] = list(ledger.memories)
     return {name: _shown(part) for name, part in parts.items() if part}
 
 
@@ -154,6 +158,8 @@ def _shrunk(ledger: Ledger, now_s: int) -> bytes:
         # Oldest first, and first what a second time only costs a repetition.
         if ledger.exposures:
             del ledger.exposures[next(iter(ledger.exposures))]
+        elif ledger.memories:
+            del ledger.memories[next(iter(ledger.memories))]
         elif ledger.sticky:
             del ledger.sticky[next(iter(ledger.sticky))]
         elif len(ledger.contacts) > 1:

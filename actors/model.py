@@ -26,6 +26,7 @@ from actors.engine.base import Base
 from actors.engine.engine import EVENTS_MAX, Delta
 from actors.engine.history import History
 from actors.engine.stacker import Stacker, Sums
+from actors.treatment import belief, treatment
 from actors.wal import fsync_folder
 from cluster.errors import RequestError, Unavailable
 
@@ -45,23 +46,31 @@ class Model:
         self.history = history.empty()
         self.sums = Stacker(features.PRIOR).sums()
         self.context: NDArray[np.float32] = np.zeros(SLOTS, np.float32)
+        self.treatment: NDArray[np.float64] = np.zeros(belief.SIZE)
         self.number = 0
 
     @property
     def name(self) -> str:
         return f"m{self.number}"
 
-    def add(self, deltas: Sequence[Delta], contexts: Sequence[NDArray[np.float32]] = ()) -> None:
-        """Merge deltas, and counts by context; each must come once."""
-        parts = [self.history, *(delta.history for delta in deltas)]
-        merged = history.merge(parts, self._events_max)
-        sums, context = self.sums, self.context
+    def add(
+        self,
+        deltas: Sequence[Delta],
+        contexts: Sequence[NDArray[np.float32]] = (),
+        treatments: Sequence[treatment.Delta] = (),
+    ) -> None:
+        """Merge deltas, counts by context, and outcomes of treatments; each must come once."""
+        merged, sums, context = self.history, self.sums, self.context
+        if deltas:
+            parts = [merged, *(delta.history for delta in deltas)]
+            merged = history.merge(parts, self._events_max)
+        treated = treatment.merged(self.treatment, treatments)
         for delta in deltas:
             sums = sums.plus(delta.sums)
         for counts in contexts:
             context = context + counts
         # All at the end, so that who fails half-way may try again.
-        self.history, self.sums, self.context = merged, sums, context
+        self.history, self.sums, self.context, self.treatment = merged, sums, context, treated
         self.number += 1
 
     def base(self, items_n: int) -> Base:
@@ -72,6 +81,8 @@ class Model:
         """The model as a NumPy archive of named arrays."""
         buffer = io.BytesIO()
         arrays = {**self.history._asdict(), **self.sums._asdict(), "context": self.context}
+        known = np.flatnonzero(self.treatment).astype(np.int32)
+        arrays |= {"treatment_slots": known, "treatment": self.treatment[known]}
         np.savez(buffer, number=self.number, **arrays)
         return buffer.getvalue()
 
@@ -84,6 +95,9 @@ class Model:
             model.sums = Sums(*(arrays[name] for name in Sums._fields))
             model.number = int(arrays["number"])
             model.context = arrays["context"]
+            # A release before treatments were learned wrote none.
+            if "treatment" in arrays:
+                model.treatment[arrays["treatment_slots"]] = arrays["treatment"]
         if model.sums.precision.shape != Stacker(features.PRIOR).sums().precision.shape:
             raise ValueError("the model has other features or surfaces than this engine")
         return model
@@ -147,6 +161,15 @@ class Versions:
         return None
 
 
+class Published(NamedTuple):
+    """What all shards learned together, as they take it over."""
+
+    base: Base
+    sums: Sums
+    context: NDArray[np.float32]
+    treatment: NDArray[np.float64]
+
+
 class Taken(NamedTuple):
     """What one shard answers: which life of it this is, its items, and its deltas by tenant.
 
@@ -159,6 +182,15 @@ class Taken(NamedTuple):
     items: dict[str, int]
     deltas: dict[str, Delta]
     contexts: dict[str, NDArray[np.float32]]
+    treatments: dict[str, treatment.Delta] = {}
+
+
+class Fresh(NamedTuple):
+    """What was taken of one tenant and is not in its model yet."""
+
+    deltas: list[Delta]
+    contexts: list[NDArray[np.float32]]
+    treatments: list[treatment.Delta]
 
 
 class Learner(Protocol):
@@ -172,14 +204,14 @@ class Learner(Protocol):
 class Merger:
     """Asks all shards for what they learned, merges it, and gives the base to all of them.
 
-    publish(base, sums, context)  makes what is handed to `Learner.install`, once for all shards
+    publish  makes of a `Published` what is handed to `Learner.install`, once for all shards
     """
 
     def __init__(
         self,
         learners: dict[str, Learner],
         folder: Path,
-        publish: Callable[[Base, Sums, NDArray[np.float32]], Any],
+        publish: Callable[[Published], Any],
         interval_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -193,7 +225,8 @@ class Merger:
         self._items: dict[str, int] = {}
         self._included: dict[tuple[str, str], int] = {}
         # Taken from the shards and not yet in the model: each must come once, and none get lost.
-        self._fresh: dict[str, tuple[list[Delta], list[NDArray[np.float32]]]] = {}
+        self._fresh: dict[str, Fresh] = {}
+        self._bases: dict[str, tuple[History, int, Base]] = {}
         self._unsaved: set[str] = set()
         self._saved_at = clock()
         self._turn = asyncio.Lock()
@@ -228,8 +261,7 @@ class Merger:
                     self._note(name, taken)
             for tenant in list(self._fresh):
                 model = self._models.setdefault(tenant, Model())
-                deltas, contexts = self._fresh[tenant]
-                await asyncio.to_thread(model.add, deltas, contexts)
+                await asyncio.to_thread(model.add, *self._fresh[tenant])
                 del self._fresh[tenant]
                 self._unsaved.add(tenant)
                 self._install_next.add(tenant)
@@ -248,11 +280,16 @@ class Merger:
             self._items[tenant] = max(self._items.get(tenant, 0), count)
         for tenant, delta in taken.deltas.items():
             self._included[name, tenant] = delta.number
-            if not taken.stale:
-                deltas, contexts = self._fresh.setdefault(tenant, ([], []))
-                deltas.append(delta)
-                if tenant in taken.contexts:
-                    contexts.append(taken.contexts[tenant])
+        if taken.stale:
+            return
+        for tenant in dict.fromkeys((*taken.deltas, *taken.treatments)):
+            fresh = self._fresh.setdefault(tenant, Fresh([], [], []))
+            if tenant in taken.deltas:
+                fresh.deltas.append(taken.deltas[tenant])
+            if tenant in taken.contexts:
+                fresh.contexts.append(taken.contexts[tenant])
+            if tenant in taken.treatments:
+                fresh.treatments.append(taken.treatments[tenant])
 
     async def rollback(self, tenant: str, name: str) -> str:
         """Answer from a saved version again; what was learned since is dropped.
@@ -302,8 +339,8 @@ class Merger:
 
     async def _install(self, tenant: str) -> None:
         model = self._models[tenant]
-        base = await asyncio.to_thread(model.base, self._items.get(tenant, 0))
-        published = self._publish(base, model.sums, model.context)
+        base = await self._base(tenant, model)
+        published = self._publish(Published(base, model.sums, model.context, model.treatment))
 
         async def give(name: str, learner: Learner) -> None:
             included = self._included.get((name, tenant), 0)
@@ -317,6 +354,15 @@ class Merger:
                 self._install_next.add(tenant)
 
         await _all(give(name, learner) for name, learner in self._learners.items())
+
+    async def _base(self, tenant: str, model: Model) -> Base:
+        """The model's base; made anew only if there are other events or items in it."""
+        items_n = self._items.get(tenant, 0)
+        kept = self._bases.get(tenant)
+        if kept is None or kept[0] is not model.history or kept[1] != items_n:
+            base = await asyncio.to_thread(model.base, items_n)
+            kept = self._bases[tenant] = (model.history, items_n, base)
+        return kept[2]
 
 
 async def _all(calls: Any) -> None:

@@ -7,14 +7,10 @@ import logging
 from typing import Any
 
 import msgspec
-import numpy as np
 import ray
-from numpy.typing import NDArray
 from ray.exceptions import RayActorError
 
-from actors.engine.base import Base
-from actors.engine.stacker import Sums
-from actors.model import Learner, Merger, Taken, rehearse
+from actors.model import Learner, Merger, Published, Taken, rehearse
 from cluster.config import Config
 from cluster.errors import RequestError, Unavailable
 
@@ -45,9 +41,9 @@ class RayLearner:
             raise Unavailable(f"{self._actor_name}: {error}") from None
 
 
-def _publish(base: Base, sums: Sums, context: NDArray[np.float32]) -> Any:
+def _publish(published: Published) -> Any:
     # Shards map the arrays where they lie in the object store: no copy per shard.
-    return ray.put((base, sums, context))
+    return ray.put(tuple(published))
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)

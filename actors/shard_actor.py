@@ -205,21 +205,24 @@ class ShardActor:
             counts = tenant.context.take() if name in deltas else None
             if counts is not None:
                 contexts[name] = counts
+        learned = {name: tenant.treatment.take() for name, tenant in self.shard.tenants.items()}
+        treatments = {name: delta for name, delta in learned.items() if delta is not None}
         items = {name: tenant.catalogue.n for name, tenant in self.shard.tenants.items()}
-        return Taken(self.life, stale, items, deltas, contexts)
+        return Taken(self.life, stale, items, deltas, contexts, treatments)
 
     async def install_model(
         self,
         tenant: str,
-        published: tuple[Base, Sums, NDArray[np.float32]],
+        published: tuple[Base, Sums, NDArray[np.float32], NDArray[np.float64]],
         name: str,
         included: int,
     ) -> None:
         """Decide with a merged base from now on; its arrays stay where Ray has mapped them."""
-        base, sums, context = published
+        base, sums, context, treatment = published
         state = self.shard.tenant(tenant)
         state.engine.install(shared(base), sums, name, included)
         state.context.install(context)
+        state.treatment.install(treatment, name)
 
     async def stats(self) -> dict[str, Any]:
         return self.shard.stats()

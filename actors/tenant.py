@@ -15,6 +15,8 @@ from actors.events import EventTypes
 from actors.filters import Mask, Values, evaluate, parse
 from actors.kinds import KINDS
 from actors.store import ProfileStore
+from actors.treatment.policy import Policy, policies
+from actors.treatment.treatment import Treatment
 from cluster.config import Config
 
 MASKS_MAX = 128
@@ -39,7 +41,12 @@ class Tenant:
         )
         self.context = ContextCounts()
         self.vector = VectorPolicy(store, self.catalogue, config.items_max)
+        self.treatment = Treatment()
         self._masks: dict[tuple[str, str], tuple[int, Mask]] = {}
+
+    def policy(self, policy_id: str) -> Policy | None:
+        """The policy that a document describes; None if there is none."""
+        return self.documents.derived(policies).get(policy_id)
 
     def passing(self, text: str, values: Values, field: str) -> Mask:
         """Which items pass a filter, bool [n]; kept until the catalogue changes.

@@ -17,6 +17,9 @@ from actors.messages import Item
 from actors.people import Caller
 from actors.records import pack_columns, unpack_columns
 from actors.shard import Shard
+from actors.treatment.features import Arm, arms_of, features_of
+from actors.treatment.policy import PolicySpec, policy_of
+from actors.treatment.treatment import Treatment
 from cluster.config import Config
 from cluster.frames import Op
 from cluster.keys import HASH_SPACE, KeyRange
@@ -70,7 +73,24 @@ def warm_up(config: Config) -> None:
     engine = shard.tenant("warm-up").engine
     engine.consolidate()
     engine.tune()
+    warm_up_treatment(shard.tenant("warm-up").treatment)
     shard.sweep()
+
+
+def warm_up_treatment(treatment: Treatment) -> None:
+    """Choose by each rule and learn from both kinds of outcome."""
+    arms = arms_of([Arm("a", {"price": 1.0}), Arm("b", {"price": 2.0}, 2.0)])
+    context, rng = features_of({"device": "d"}), np.random.default_rng(1)
+    for spec in (PolicySpec("ui"), PolicySpec("ui", outcome="choice")):
+        policy = policy_of("p", spec)
+        choice = treatment.choose(policy, context, arms, rng, 2)
+        remembered = treatment.remember(policy, b"", choice.trace, 0, 1.0)
+        treatment.choose(policy, context, arms, rng, 2, remembered=remembered)
+        treatment.learn_choice(policy, choice.trace, 0)
+        treatment.learn(policy, choice.trace, 0, 1.0)
+        treatment.predict(policy, context, arms, remembered)
+        treatment.probabilities(policy, context, arms)
+        treatment.explain(policy, context, arms, 0)
 
 
 if __name__ == "__main__":

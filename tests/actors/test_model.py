@@ -9,18 +9,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from actors.catalogue import Catalogue
 from actors.context import ContextCounts, codes_of
-from actors.engine.base import Base
 from actors.engine.engine import NextAction
 from actors.engine.stacker import Sums
 from actors.model import VERSIONS_KEPT, Merger, Model, Taken, Versions
 from actors.store import ProfileStore
+from actors.treatment import belief
+from actors.treatment.features import NO_FEATURES, Arm, arms_of
+from actors.treatment.policy import default_policy
+from actors.treatment.treatment import Treatment
 from cluster.errors import RequestError, Unavailable
 
 ITEMS = 30
+POLICY = default_policy("p", "ui")
 
 
 class Shard:
@@ -41,6 +44,7 @@ class Shard:
         self.catalogue.register([f"i{i}" for i in range(ITEMS)])
         self.engine = NextAction(self.store, self.catalogue, ITEMS, 2048)
         self.context = ContextCounts()
+        self.treatment = Treatment()
         replayed, self.log = self.log, []
         for event in replayed:
             self.see(*event)
@@ -53,6 +57,9 @@ class Shard:
         self.store.enter_ring(row, item, 1, 0.0, time_s)
         codes = codes_of({"device": f"d{person % 2}"})
         self.context.learn(codes, item, self.catalogue.attribute_ids[item])
+        arms, rng = arms_of([Arm("a"), Arm("b")]), np.random.default_rng(item)
+        choice = self.treatment.choose(POLICY, NO_FEATURES, arms, rng)
+        self.treatment.learn(POLICY, choice.trace, 0, float(item % 2))
 
     async def take_deltas(self, known_life: str) -> Taken:
         if self.dead:
@@ -61,22 +68,22 @@ class Shard:
         stale = known_life not in ("", life)
         counts = self.context.take()
         contexts = {} if counts is None else {"t": counts}
-        return Taken(life, stale, {"t": ITEMS}, {"t": self.engine.take_delta()}, contexts)
+        delta = self.treatment.take()
+        treatments = {} if delta is None else {"t": delta}
+        deltas = {"t": self.engine.take_delta()}
+        return Taken(life, stale, {"t": ITEMS}, deltas, contexts, treatments)
 
     async def install(self, tenant: str, published: Any, name: str, included: int) -> None:
         if self.dead:
             raise Unavailable("dead")
-        base, sums, context = published
+        base, sums, context, treated = published
         self.engine.install(base, sums, name, included)
         self.context.install(context)
-
-
-def publish(base: Base, sums: Sums, context: NDArray[np.float32]) -> Any:
-    return base, sums, context
+        self.treatment.install(treated, name)
 
 
 def new_merger(shards: list[Shard], folder: Path) -> Merger:
-    return Merger({f"s{s.number}": s for s in shards}, folder, publish, 1.0)
+    return Merger({f"s{s.number}": s for s in shards}, folder, tuple, 1.0)
 
 
 def events_of(shards: list[Shard]) -> int:
@@ -90,6 +97,11 @@ def visit(shard: Shard, generator: random.Random, n: int) -> None:
 
 def learned(merger: Merger) -> list[int]:
     return sorted(merger._models["t"].history.items.tolist())
+
+
+def trials(merger: Merger) -> int:
+    """Outcomes of the treatment that are in the model."""
+    return int(merger._models["t"].treatment[belief.trials_of(POLICY.salt)])
 
 
 def seen(shards: list[Shard]) -> list[int]:
@@ -106,6 +118,7 @@ def test_every_event_of_every_shard_is_in_the_model_once(tmp_path: Path) -> None
                 visit(shard, generator, generator.randrange(200))
             await merger.merge()
             assert learned(merger) == seen(shards)
+            assert trials(merger) == len(seen(shards))
         counts = np.bincount(seen(shards), minlength=ITEMS)
         for shard in shards:
             assert shard.engine._live.counts[:ITEMS].tolist() == counts.tolist()
@@ -129,6 +142,8 @@ def test_a_restarted_shard_is_not_counted_twice_and_gets_the_model_back(tmp_path
         shards[0].start()
         await merger.merge()
         assert learned(merger) == before
+        assert trials(merger) == len(before)
+        assert shards[0].treatment._sums == pytest.approx(merger._models["t"].treatment)
         assert shards[0].engine._live.counts[:ITEMS].sum() == len(before)
         visit(shards[0], generator, 50)
         visit(shards[1], generator, 50)

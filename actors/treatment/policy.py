@@ -1,0 +1,148 @@
+"""A policy: how arms of one surface are chosen and learned from. A document, and its numbers."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Annotated, Literal, NamedTuple
+from zlib import crc32
+
+from msgspec import Meta
+
+from actors.documents import DocumentId, Documents
+from actors.messages import Name, Strict
+from actors.treatment import choosing
+from cluster.errors import RequestError
+
+RULES = {
+    "thompson": choosing.THOMPSON,
+    "linucb": choosing.LINUCB,
+    "epsilon-greedy": choosing.GREEDY,
+    "fixed": choosing.FIXED,
+    "uniform": choosing.UNIFORM,
+}
+FLOORS = {"thompson": 0.02, "linucb": 0.02, "epsilon-greedy": 0.1, "fixed": 0.02, "uniform": 0.0}
+
+Share = Annotated[float, Meta(ge=0.0, le=1.0)]
+Amount = Annotated[float, Meta(ge=-1e9, le=1e9)]
+
+
+class PolicySpec(Strict):
+    """The document of a policy.
+
+    rule          thompson: by the probability of being best (Chapelle and Li 2011); linucb: the
+                  highest upper confidence bound (Li et al. 2010, on this model's log-odds);
+                  epsilon-greedy, fixed (the best on average, whoever asks) and uniform: baselines
+    mode          online: acts and learns; shadow: the baseline acts, the policy learns from that
+                  and says what it would have done; frozen: acts by what it knows, learns nothing;
+                  off: the baseline acts, nothing is learned
+    baseline      ids in the order in which they fill slots; without, the arms' own order
+    floor         share of draws that is uniform over what is eligible
+    alpha         linucb: standard deviations that the bound lies above the mean
+    reward_window_s, default_reward
+                  how long a reward is waited for, and what it is without one
+    reward_aggregation
+                  earliest: the first reward of a slot counts; sum: they add up
+    reward_min, reward_max
+                  rewards are scaled from here to 0..1
+    learn_on      window-close: what comes too late or never is known, so nothing is biased;
+                  reward: at once, for callers that report every outcome, the zeros too
+    outcome       reward: each arm shown succeeds or not; choice: at most one of those shown
+    """
+
+    surface: Name
+    id: DocumentId | None = None
+    description: Annotated[str, Meta(max_length=1024)] = ""
+    rule: Literal["thompson", "linucb", "epsilon-greedy", "fixed", "uniform"] = "thompson"
+    mode: Literal["online", "shadow", "frozen", "off"] = "online"
+    baseline: Annotated[tuple[Name, ...], Meta(max_length=1000)] = ()
+    floor: Share | None = None
+    alpha: Annotated[float, Meta(ge=0.0, le=10.0)] = 1.0
+    reward_window_s: Annotated[int, Meta(ge=1, le=2_592_000)] = 600
+    default_reward: Amount = 0.0
+    reward_aggregation: Literal["earliest", "sum"] = "earliest"
+    reward_min: Amount = 0.0
+    reward_max: Amount = 1.0
+    learn_on: Literal["window-close", "reward"] = "window-close"
+    outcome: Literal["reward", "choice"] = "reward"
+
+
+class Policy(NamedTuple):
+    """A policy as kernels take it. salt and surface_salt tell its weights from others'."""
+
+    id: str
+    spec: PolicySpec
+    salt: int
+    surface_salt: int
+    rule: int
+    floor: float
+
+    @property
+    def learns(self) -> bool:
+        return self.spec.mode in ("online", "shadow")
+
+    @property
+    def acts(self) -> bool:
+        return self.spec.mode in ("online", "frozen")
+
+    def scaled(self, reward: float) -> float:
+        """A reward between 0 and 1.
+
+        >>> policy_of("p", PolicySpec("offer", reward_max=50.0)).scaled(20.0)
+        0.4
+        """
+        low, high = self.spec.reward_min, self.spec.reward_max
+        return min(max((reward - low) / (high - low), 0.0), 1.0)
+
+
+def policy_of(policy_id: str, spec: PolicySpec) -> Policy:
+    """The numbers of a document. Raises RequestError (422) if it contradicts itself."""
+    check_policy(spec)
+    floor = FLOORS[spec.rule] if spec.floor is None else spec.floor
+    rule = (
+        choosing.GREEDY if spec.mode == "frozen" and spec.rule == "thompson" else RULES[spec.rule]
+    )
+    return Policy(
+        policy_id,
+        spec,
+        crc32(f"policy {policy_id}".encode()),
+        crc32(f"surface {spec.surface}".encode()),
+        rule,
+        floor,
+    )
+
+
+@lru_cache(maxsize=1024)
+def default_policy(policy_id: str, surface: str) -> Policy:
+    """What serves where no document says otherwise."""
+    return policy_of(policy_id, PolicySpec(surface))
+
+
+def policies(documents: Documents) -> dict[str, Policy]:
+    """All policies of a tenant by id; for `Documents.derived`."""
+    return {name: policy_of(name, spec) for name, spec in documents.of("policies").items()}
+
+
+def check_policy(
+    spec: PolicySpec, document_id: str = "", documents: Documents | None = None
+) -> None:
+    """Raises RequestError (422) if a document contradicts itself."""
+    if spec.reward_min >= spec.reward_max:
+        raise RequestError(
+            422,
+            "rewards have no range",
+            "rewardMax",
+            str(spec.reward_max),
+            f"> rewardMin = {spec.reward_min}",
+        )
+    if not spec.reward_min <= spec.default_reward <= spec.reward_max:
+        raise RequestError(
+            422,
+            "the default reward is out of range",
+            "defaultReward",
+            str(spec.default_reward),
+            f"{spec.reward_min} to {spec.reward_max}",
+        )
+    if len(set(spec.baseline)) < len(spec.baseline):
+        raise RequestError(
+            422, "a baseline names an arm once", "baseline", repr(spec.baseline), "different ids"
+        )
