@@ -59,6 +59,8 @@ bench: setup
 lock:
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
 	    --no-emit-index-url --no-emit-find-links --no-header -o requirements.lock
+	uv pip compile pyproject.toml --extra image --universal --python-version 3.11 --generate-hashes \
+	    --no-emit-index-url --no-emit-find-links --no-header -c requirements.lock -o deploy/requirements.lock
 
 clean:
 	rm -rf .venv .cache build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -134,6 +134,7 @@ class CoordinatorActor:
                 lifetime="detached",
                 get_if_exists=True,
                 num_cpus=self.config.shard_cpus,
+                resources={"shards": 1} if self.config.node_roles else {},
             ).remote(
                 shard_id,
                 f"{key_range.start:x}",

@@ -78,7 +78,10 @@ class ShardActor:
                 gc.collect()
                 gc.freeze()
                 gc.set_threshold(100_000, 50, 1000)
-                self.address = await self.endpoint.start(self.config.shard_host)
+                host = self.config.shard_host
+                if host == "node":
+                    host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+                self.address = await self.endpoint.start(host)
                 self.sweeper = asyncio.create_task(self._sweep())
                 self.compacter = asyncio.create_task(self._compact())
         node_id = ray.get_runtime_context().get_node_id()

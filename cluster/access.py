@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from hashlib import sha256
 from pathlib import Path
@@ -18,7 +19,6 @@ Role = Literal["pk", "sk"]
 # As a browser serializes it: lower case, no path, no slash at the end.
 Origin = Annotated[str, Meta(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/?#@\sA-Z]+)$", max_length=256)]
 
-SECRET_FILE = "cluster.secret"
 SECRET_BYTES = 32
 LIVE_KEYS_MAX = 2
 _ID_DIGITS = 12
@@ -51,17 +51,28 @@ class StoredKey(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fiel
     durability: Level | None = None
 
 
+def check_private(path: Path, what: str) -> None:
+    """Raises ConfigError if others than its owner may read a file, OSError if there is none.
+
+    A mounted Kubernetes Secret is root's, and the pod's own group may read it: that will do.
+    """
+    stat = path.stat()
+    mounted = (
+        stat.st_uid == 0 and os.getuid() != 0 and stat.st_gid in (*os.getgroups(), os.getgid())
+    )
+    if stat.st_mode & (0o037 if mounted else 0o077):
+        raise ConfigError(f"{what} {path}: mode must be 0600, got {stat.st_mode & 0o777:04o}")
+
+
 def read_keys(path: Path) -> list[StoredKey]:
     """The keys of a file; none if there is no file. Raises ConfigError if it can't be used."""
     try:
-        mode = path.stat().st_mode
+        check_private(path, "keys file")
         data = path.read_bytes()
     except FileNotFoundError:
         return []
     except OSError as error:
         raise ConfigError(f"keys file {path}: {error}") from None
-    if mode & 0o077:
-        raise ConfigError(f"keys file {path}: mode must be 0600, got {mode & 0o777:04o}")
     try:
         keys = msgspec.json.decode(data, type=list[StoredKey])
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -86,10 +97,9 @@ def read_keys(path: Path) -> list[StoredKey]:
 
 def read_secret(config: Config) -> bytes:
     """Raises ConfigError if the file is missing, readable by others or of another size."""
-    path = config.data_path / SECRET_FILE
+    path = config.secret_path
     try:
-        if path.stat().st_mode & 0o077:
-            raise ConfigError(f"secret file {path}: mode must be 0600")
+        check_private(path, "secret file")
         secret = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"secret file {path}: {error}") from None

@@ -39,13 +39,15 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     port: Port = 8000
     """Port to listen on for HTTP; 0 takes a free one."""
     shard_host: str = "127.0.0.1"
-    """Address that shards bind and publish; set it to the node's address in a fleet."""
+    """Address that shards bind and publish; "node" is the address that Ray has for the node."""
     address: str = ""
     """Ray cluster to join; empty starts one on this machine."""
     data_dir: str = "~/.onehop"
     """Keys, logs and all else that is kept; made with access for its owner only."""
     keys_file: str = ""
     """Keys of all tenants; empty means `data_dir`/keys.json."""
+    secret_file: str = ""
+    """The secret that gateways and shards share; empty means `data_dir`/cluster.secret."""
 
     # Size.
     shards: Annotated[int, Meta(ge=1, le=1024)] = 2
@@ -54,6 +56,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Processes that take HTTP."""
     shard_cpus: Annotated[float, Meta(gt=0)] = 0.5
     """CPU that a shard claims from Ray; above 0, or the autoscaler takes its node for idle."""
+    node_roles: bool = False
+    """Shards only on nodes with the Ray resource "shards", gateways on those with "gateways"."""
     profiles_max: Annotated[int, Meta(ge=1024, le=1 << 30)] = 16_000_000
     """Profiles that one shard may hold."""
     profile_bytes_max: Annotated[int, Meta(ge=1 << 20)] = 8 << 30
@@ -116,6 +120,12 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def keys_path(self) -> Path:
         return Path(self.keys_file).expanduser() if self.keys_file else self.data_path / "keys.json"
+
+    @property
+    def secret_path(self) -> Path:
+        if self.secret_file:
+            return Path(self.secret_file).expanduser()
+        return self.data_path / "cluster.secret"
 
     @property
     def loopback(self) -> bool:

@@ -148,9 +148,10 @@ class GatewayDeployment:
 def app(config: Config) -> Application:
     """The Serve application for `config`."""
     deployment: Any = GatewayDeployment
+    roles = {"resources": {"gateways": 1}} if config.node_roles else {}
     application: Application = deployment.options(
         num_replicas=config.gateways,
-        ray_actor_options={"num_cpus": GATEWAY_CPUS},
+        ray_actor_options={"num_cpus": GATEWAY_CPUS, **roles},
         graceful_shutdown_timeout_s=5.0,
     ).bind(msgspec.json.encode(config))
     return application

@@ -26,7 +26,6 @@ import msgspec
 
 from cluster.access import (
     SECRET_BYTES,
-    SECRET_FILE,
     Role,
     StoredKey,
     key_id,
@@ -131,7 +130,7 @@ def ensure_keys(config: Config, now: float) -> PlainKeys | None:
 
 def ensure_secret(config: Config) -> bytes:
     """The secret that gateways and shards share: made at the first start, then read."""
-    path = config.data_path / SECRET_FILE
+    path = config.secret_path
     if not path.exists():
         write_private(path, secrets.token_bytes(SECRET_BYTES))
     return read_secret(config)

@@ -274,15 +274,12 @@ def _start(config: Config) -> Any:
     from ray.exceptions import RayTaskError
     from ray.serve.config import HTTPOptions, ProxyLocation
 
-    from actors.coordinator_actor import CoordinatorActor
-    from serve.app import APP_NAME, COORDINATOR, app
+    from serve.app import APP_NAME, app
+    from serve.fleet import find_or_start_coordinator
 
     # What Serve reports as good news is `launch`'s to say; its files have it all.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    actor: Any = CoordinatorActor
-    coordinator = actor.options(
-        name=COORDINATOR, lifetime="detached", max_restarts=-1, get_if_exists=True
-    ).remote(msgspec.json.encode(config))
+    coordinator = find_or_start_coordinator(config)
     # The first to ask for the map starts the shards: they come up beside Serve.
     shards_up = coordinator.map.remote()
     ray_serve.start(

@@ -43,6 +43,12 @@ class LogStats(msgspec.Struct, rename="camel"):
     sync: StageLatency | None = None
 
 
+class HotKey(msgspec.Struct):
+    """A key of which a shard is asked more than of others."""
+
+    share: float
+
+
 class ShardStats(msgspec.Struct, rename="camel"):
     """What `Op.STATS` answers, as far as /metrics shows it. log None: nothing is logged."""
 
@@ -61,6 +67,12 @@ class ShardStats(msgspec.Struct, rename="camel"):
     degraded: int = 0
     stages: dict[str, StageLatency] = {}
     log: LogStats | None = None
+    cpu_seconds: float = 0.0
+    hot_keys: list[HotKey] = []
+
+    @property
+    def hottest_key_share(self) -> float:
+        return max((key.share for key in self.hot_keys), default=0.0)
 
 
 PREFIX = "onehop_shard_"
@@ -69,8 +81,9 @@ GAUGES = {
     "profiles": "Profiles held",
     "items": "Catalogue items",
     "dedupe_reach_seconds": "How far back every messageId is known",
+    "hottest_key_share": "Share of the requests that one person has, if it stands out",
 }
-TOTALS = ("requests", "events", "decides", "duplicates", "refused", "degraded")
+TOTALS = ("requests", "events", "decides", "duplicates", "refused", "degraded", "cpu_seconds")
 LOG_GAUGES = {
     "has_room": "0 while the disk is full and only reads are served",
     "waiting_answers": "Answers that wait for the disk",

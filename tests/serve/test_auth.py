@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cluster.access import read_keys, read_secret
+from cluster.access import check_private, read_keys, read_secret
 from cluster.config import Config
 from cluster.errors import AuthError, ConfigError, RequestError
 from serve.auth import (
@@ -166,3 +166,38 @@ def test_the_secret_is_made_once_and_private(tmp_path: Path):
     (tmp_path / "cluster.secret").chmod(0o644)
     with pytest.raises(ConfigError, match="0600"):
         read_secret(config)
+
+
+def test_a_secret_file_of_its_own_is_read_and_made_there(tmp_path: Path):
+    config = Config(data_dir=str(tmp_path), secret_file=str(tmp_path / "mounted" / "secret"))
+    assert ensure_secret(config) == (tmp_path / "mounted" / "secret").read_bytes()
+    assert not (tmp_path / "cluster.secret").exists()
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "ours", "fine"),
+    [
+        (0o400, 0, 10001, True),
+        (0o440, 0, 10001, True),  # a Secret that Kubernetes mounted
+        (0o460, 0, 10001, False),  # whom else its group has may write it
+        (0o444, 0, 10001, False),
+        (0o440, 10001, 10001, False),  # our own file, opened to a group by somebody
+        (0o440, 0, 0, False),
+    ],
+)
+def test_only_a_mounted_secret_may_be_read_by_its_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, owner: int, ours: int, fine: bool
+):
+    path = tmp_path / "secret"
+    path.write_bytes(bytes(32))
+    path.chmod(mode)
+    seen = list(path.stat())
+    seen[4:6] = owner, 10001
+    monkeypatch.setattr(Path, "stat", lambda self, **_: os.stat_result(seen))
+    monkeypatch.setattr(os, "getuid", lambda: ours)
+    monkeypatch.setattr(os, "getgroups", lambda: [10001])
+    if fine:
+        check_private(path, "secret file")
+    else:
+        with pytest.raises(ConfigError, match="mode must be 0600"):
+            check_private(path, "secret file")

@@ -78,3 +78,12 @@ def test_a_slow_or_full_disk_is_seen_per_shard():
     assert found["onehop_log_sync_seconds_bucket{le=0.05,shard=a}"] == 3
     assert abs(found["onehop_log_sync_seconds_sum{shard=a}"] - 0.042) < 1e-9
     assert "onehop_log_has_room{shard=b}" not in found
+
+
+def test_the_hottest_key_and_the_cpu_of_a_shard_are_shown():
+    hot = [{"keyHash": "aa", "share": 0.25}, {"keyHash": "bb", "share": 0.1}]
+    raw = msgspec.Raw(msgspec.json.encode({"cpuSeconds": 2.5, "hotKeys": hot}))
+    found = samples(exposition({}, {"a": raw, "b": msgspec.Raw(b"{}")}, "g"))
+    assert found["onehop_shard_hottest_key_share{shard=a}"] == 0.25
+    assert found["onehop_shard_hottest_key_share{shard=b}"] == 0.0
+    assert found["onehop_shard_cpu_seconds_total{shard=a}"] == 2.5
