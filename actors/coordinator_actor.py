@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from actors.archive import CLUSTER, Archive, Store, cluster_state
 from actors.budget_desk import Standing
 from actors.catalogue import CatalogueDump
 from actors.coordinator import Coordinator, ShardHandle, Started
@@ -103,6 +105,7 @@ class CoordinatorActor:
         self.imports = Imports(self.config, self.coordinator)
         self.starting: asyncio.Task[None] | None = None
         self.model: Any = None
+        self.archiver: asyncio.Task[None] | None = None
 
     async def _started(self) -> Coordinator:
         """The coordinator, once its shards are up; the first caller starts them.
@@ -121,11 +124,22 @@ class CoordinatorActor:
             name=MODEL_ACTOR, lifetime="detached", get_if_exists=True
         ).remote(msgspec.json.encode(self.config), names)
         await self.coordinator.start()
+        if self.config.archive_uri and self.config.durability != "memory":
+            self.archiver = asyncio.create_task(self._archive())
         try:
             await self.model.start.remote()
         except RayError as error:
             # Shards answer without it, from what each of them learned.
             LOG.error("the model actor did not start: %s", error)
+
+    async def _archive(self) -> None:
+        """Copy what belongs to no shard to the archive: models, layout, manifests of imports."""
+        store = await asyncio.to_thread(Store, self.config.archive_uri)
+        archive = Archive(store, CLUSTER, self.config.data_path)
+        look = partial(cluster_state, self.config.data_path)
+        while True:
+            await asyncio.to_thread(archive.try_step, self.coordinator.map.epoch, look)
+            await asyncio.sleep(self.config.archive_s)
 
     async def _new_shard(self, shard_id: str, key_range: KeyRange) -> ShardHandle:
         try:

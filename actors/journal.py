@@ -35,10 +35,12 @@ class Journal:
         self._waiting: deque[tuple[int, Callable[[], None]]] = deque()
         self._on_failed = on_failed
         self._durable_s = self._loop.time()
+        self.epoch = end.epoch + 1
+        """Of all that is written from here on."""
         self.writer = WalWriter(
             folder,
             end,
-            end.epoch + 1,
+            self.epoch,
             lambda seq: self._tell(self._durable),
             lambda error: self._tell(self._fail, error),
             segment_bytes,

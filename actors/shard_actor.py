@@ -10,6 +10,7 @@ import gc
 import logging
 import os
 import secrets
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
+from actors.archive import Archive, Store, shard_state
 from actors.budget_desk import Standing
 from actors.catalogue import CatalogueDump
 from actors.compact import run_compaction
@@ -63,6 +65,7 @@ class ShardActor:
         self.address: tuple[str, int] | None = None
         self.sweeper: asyncio.Task[None] | None = None
         self.compacter: asyncio.Task[None] | None = None
+        self.archiver: asyncio.Task[None] | None = None
         self.life = secrets.token_hex(8)
         self.taken_at = 0
         self.tuning: asyncio.Task[None] | None = None
@@ -84,6 +87,7 @@ class ShardActor:
                 self.address = await self.endpoint.start(host)
                 self.sweeper = asyncio.create_task(self._sweep())
                 self.compacter = asyncio.create_task(self._compact())
+                self.archiver = asyncio.create_task(self._archive())
         node_id = ray.get_runtime_context().get_node_id()
         catalogues = {n: t.catalogue.dump() for n, t in self.shard.tenants.items()}
         documents = {n: t.documents.dump() for n, t in self.shard.tenants.items()}
@@ -258,6 +262,20 @@ class ShardActor:
             except OSError as error:
                 LOG.error("shard %s: %s; the log grows", self.shard.shard_id, error)
                 await asyncio.sleep(COMPACT_RETRY_S)
+
+    async def _archive(self) -> None:
+        """Copy what is durable to the archive, in a thread, for as long as the shard lives."""
+        if not self.config.archive_uri or self.shard.journal is None:
+            return
+        scope = f"shards/{self.shard.shard_id}"
+        folder, data_path = self._folder(), self.config.data_path
+        store = await asyncio.to_thread(Store, self.config.archive_uri)
+        self.shard.archive = archive = Archive(store, scope, data_path)
+        while True:
+            # Its own epoch, and not the map's: that of what it writes.
+            epoch = self.shard.journal.epoch
+            await asyncio.to_thread(archive.try_step, epoch, partial(shard_state, folder))
+            await asyncio.sleep(self.config.archive_s)
 
     def _folder(self) -> Path:
         return self.config.data_path / "shards" / self.shard.shard_id

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from time import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -46,6 +46,9 @@ from actors.tenant import Tenant
 from cluster.config import Config
 from cluster.errors import ReadOnly, RequestError, StoreFull
 from cluster.keys import KeyRange
+
+if TYPE_CHECKING:
+    from actors.archive import Archive
 
 LOG = logging.getLogger("onehop.actors")
 
@@ -91,6 +94,8 @@ class ShardState:
         self.swept_to = 0
         self.journal: Journal | None = None
         """Set once the shard has recovered; None: nothing survives this process."""
+        self.archive: Archive | None = None
+        """Set where there is one; it copies what the journal has written."""
         self.loaded: dict[str, int] = {}
         """Warm-start chunks that were applied, and how many rows each had."""
 

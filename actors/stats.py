@@ -27,5 +27,12 @@ def describe_shard(state: ShardState, stages: Stages) -> dict[str, Any]:
         "decisionRecords": len(decisions),
         "decisionBytes": decisions.bytes_used,
         "log": None if state.journal is None else state.journal.report(),
+        **_archive(state),
         **stages.counters(),
     }
+
+
+def _archive(state: ShardState) -> dict[str, Any]:
+    if state.archive is None or state.journal is None:
+        return {}
+    return state.archive.report(state.journal.writer.durable_seq + 1)

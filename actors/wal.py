@@ -162,6 +162,23 @@ def _read_segment(path: Path, data: bytes) -> tuple[int, int, int]:
     return epoch, first_seq, previous
 
 
+def durable_end(path: Path) -> tuple[int, int]:
+    """Where the last batch that checks ends in a segment, and the sequence after it.
+
+    What was written but is not synced may be among it: it was not acknowledged, and may stay.
+    Raises WalCorrupt if the header does not check, OSError.
+    """
+    data = path.read_bytes()
+    _, next_seq, _ = _read_segment(path, data)
+    offset = SEGMENT_BYTES_HEADER
+    while (head := _read_head(data, offset)) is not None and head.first_seq == next_seq:
+        if _payload(data, offset, head) is None:
+            break
+        offset += _BATCH.size + head.size
+        next_seq += head.records_n
+    return offset, next_seq
+
+
 class _Head(NamedTuple):
     """The header of a batch whose crc is right."""
 

@@ -75,6 +75,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     wal_segment_bytes: Annotated[int, Meta(ge=1 << 16, le=1 << 30)] = 64 << 20
     """A log's segment; a full one is compacted into the snapshot. Room for two is always kept."""
 
+    archive_uri: str = ""
+    """Where what is on disk is copied to, for `onehop restore`: file:, s3:, gs:, abfs: or hdfs:."""
+    archive_s: Annotated[float, Meta(gt=0, le=3600)] = 20.0
+    """How often; so much may be missing there."""
+
     # What is remembered for how long.
     profile_ttl_s: Positive = 400 * 86400
     """A profile not seen for this long is forgotten."""

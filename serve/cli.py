@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cluster.config import Config, load
-from cluster.errors import ConfigError, OnehopError
+from cluster.errors import ConfigError, OnehopError, Unavailable
 from serve.auth import KEYS_ENV
 from serve.remote import (
     ReplayOptions,
@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from serve.launch import Cluster
 
 DEFAULT_URL = f"http://{Config().host}:{Config().port}"
+
+WATCH_S = 0.5
+# Ray broke sooner than this: starting anew would not help.
+SERVED_S_MIN = 5.0
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -76,7 +80,8 @@ def commands() -> None:
 @click.option("--demo/--no-demo", default=None, help="Warm up with a made-up shop.")
 def up(file: str | None, **flags: Any) -> None:
     """Start onehop and stay in the foreground; Ctrl-C ends it."""
-    config = load(file, os.environ, flags)
+    environment = dict(os.environ)
+    config = load(file, environment, flags)
     # Ray takes seconds to import: only here, and only after the settings turned out right.
     from serve.launch import launch
 
@@ -86,9 +91,21 @@ def up(file: str | None, **flags: Any) -> None:
         if config.demo:
             _warm_up(config, cluster)
         click.echo(_welcome(config, cluster))
-        stop.wait()
-        click.echo("onehop is stopping", err=True)
+        began_s, lost = time.monotonic(), ""
+        while not lost and not stop.wait(WATCH_S):
+            lost = cluster.lost()
+        click.echo(f"onehop is stopping{lost and f', since {lost} has died'}", err=True)
     click.echo("onehop has stopped", err=True)
+    if lost:
+        _again(time.monotonic() - began_s, environment)
+
+
+def _again(served_s: float, environment: dict[str, str]) -> None:
+    """Start anew in place of a onehop whose Ray is broken, unless that never works for long."""
+    if served_s < SERVED_S_MIN:
+        raise Unavailable(f"Ray broke after {served_s:.0f} s; not started again")
+    # Ray and Serve keep what they know of a cluster in globals: only a new program is free of it.
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
 class Stop(threading.Event):
@@ -202,6 +219,21 @@ def replay_command(
     """Send the events of FILE (TSV or JSON lines, also gzip'd) through the API."""
     where = where_is(url, api_key, data_dir)
     asyncio.run(replay_file(where, file, ReplayOptions(**options)))
+
+
+@commands.command("restore")
+@click.option("--from", "uri", required=True, help="The archive_uri of the lost cluster.")
+@click.option("--data-dir", required=True, help="An empty folder, for `onehop up`.")
+def restore_command(uri: str, data_dir: str) -> None:
+    """Write what an archive holds to a data folder. Keys are not in it: `up` makes new ones."""
+    # Both take their time to import.
+    from actors.restore import restore
+
+    for one in restore(uri, Path(data_dir).expanduser()):
+        click.echo(
+            f"{one.scope}: {one.size:,} bytes, as of {one.age_s:.0f} s ago"
+            + (f", up to record {one.next_seq - 1}" if one.next_seq else "")
+        )
 
 
 @commands.command("status")

@@ -26,12 +26,13 @@ from typing import Any
 
 import msgspec
 
+from actors.archive import Store
 from actors.layout import LayoutFile
 from cluster.config import Config
 from cluster.errors import ConfigError, OnehopError, Unavailable
 from serve.auth import PlainKeys, ensure_keys, ensure_secret
 from serve.haproxy_shim import write_shim
-from serve.processes import Process, descendants, end
+from serve.processes import Process, adopt_orphans, alive, descendants, end, name_of
 
 LOG = logging.getLogger("onehop.serve")
 
@@ -45,6 +46,8 @@ GATEWAY_PORTS = 64
 # Unix sockets below it have paths of up to 107 bytes.
 RUN_DIR_PREFIX = "oh-"
 OBJECT_STORE_BYTES = 1 << 30
+# Without these nothing that dies is started again.
+VITAL = ("gcs_server", "raylet")
 
 
 class Cluster:
@@ -72,6 +75,7 @@ class Cluster:
         self._run_dir = run_dir
         self._before = before
         self._closed = False
+        self._vital: list[Process] = []
         atexit.register(self.close)
 
     def __enter__(self) -> Cluster:
@@ -85,6 +89,20 @@ class Cluster:
     ) -> None:
         self.close()
 
+    def lost(self) -> str:
+        """Which vital process of a Ray that was started here has died; "" while all is well."""
+        dead = [process for process in self._vital if not alive(process)]
+        if not dead:
+            return ""
+        # Nobody is left to ask for anything.
+        self.serving = False
+        return f"a process of Ray, {dead[0].pid}"
+
+    def watch(self) -> None:
+        """Remember Ray's processes for `lost`."""
+        started = descendants(os.getpid()) - self._before
+        self._vital = [process for process in started if name_of(process) in VITAL]
+
     def close(self) -> None:
         """End everything that `launch` started."""
         if self._closed:
@@ -96,10 +114,13 @@ class Cluster:
         try:
             if self.config.address:
                 _leave(self.coordinator)
-            elif self.serving:
+            elif self.serving and not self.lost():
                 _save(self.coordinator)
         finally:
             started = descendants(os.getpid()) - self._before
+            if self.lost():
+                # It would wait for the dead.
+                end(started, 0.0)
             ray.shutdown()
             if not self.config.address:
                 end(started, GRACE_S)
@@ -117,9 +138,13 @@ def launch(config: Config) -> Cluster:
     elif not config.address and _taken(config.host, config.port):
         raise ConfigError(f"port {config.port} of {config.host} is taken by another process")
     LayoutFile(config).check()
+    if config.archive_uri:
+        # Found out now, and not by every shard for itself.
+        Store(config.archive_uri)
     keys = ensure_keys(config, time.time())
     ensure_secret(config)
     run_dir = Path(tempfile.mkdtemp(prefix=RUN_DIR_PREFIX, dir="/tmp"))
+    adopt_orphans()
     before = descendants(os.getpid())
     environment = serve_environment(config, run_dir)
     # Serve reads its settings when it is imported, in each process anew: before that, and by
@@ -131,6 +156,8 @@ def launch(config: Config) -> Cluster:
     threading.Thread(target=_import_heavy, name="imports", daemon=True).start()
     try:
         _start_ray(config, run_dir, environment, before)
+        if not config.address:
+            cluster.watch()
         cluster.coordinator = _start(config)
         _wait_ready(config)
         cluster.serving = True

@@ -50,7 +50,7 @@ class HotKey(msgspec.Struct):
 
 
 class ShardStats(msgspec.Struct, rename="camel"):
-    """What `Op.STATS` answers, as far as /metrics shows it. log None: nothing is logged."""
+    """What `Op.STATS` answers, as far as /metrics shows it. None: no log, no archive."""
 
     profiles: int = 0
     items: int = 0
@@ -65,6 +65,8 @@ class ShardStats(msgspec.Struct, rename="camel"):
     duplicates: int = 0
     refused: int = 0
     degraded: int = 0
+    archive_lag_seconds: float | None = None
+    archive_failures: int = 0
     stages: dict[str, StageLatency] = {}
     log: LogStats | None = None
     cpu_seconds: float = 0.0
@@ -83,7 +85,10 @@ GAUGES = {
     "dedupe_reach_seconds": "How far back every messageId is known",
     "hottest_key_share": "Share of the requests that one person has, if it stands out",
 }
-TOTALS = ("requests", "events", "decides", "duplicates", "refused", "degraded", "cpu_seconds")
+TOTALS = (
+    *("requests", "events", "decides", "duplicates", "refused", "degraded"),
+    *("archive_failures", "cpu_seconds"),
+)
 LOG_GAUGES = {
     "has_room": "0 while the disk is full and only reads are served",
     "waiting_answers": "Answers that wait for the disk",
@@ -163,6 +168,10 @@ class _Snapshot:
         yield used
         for name, text in GAUGES.items():
             yield _family(GaugeMetricFamily, PREFIX + name, text, name, self._up)
+        kept = {name: one for name, one in self._up.items() if one.archive_lag_seconds is not None}
+        text = "Age of what the archive lacks"
+        name = "archive_lag_seconds"
+        yield _family(GaugeMetricFamily, PREFIX + name, text, name, kept)
         for name in TOTALS:
             text = "Since the shard started"
             yield _family(CounterMetricFamily, PREFIX + name, text, name, self._up)

@@ -5,6 +5,7 @@ A process id alone can be reused; together with its start time it can't.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 POLL_S = 0.05
+PR_SET_CHILD_SUBREAPER = 36
 
 
 class Process(NamedTuple):
@@ -38,6 +40,21 @@ def descendants(root: int) -> set[Process]:
                 found.add(process)
                 queue.append(process.pid)
     return found
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose parent dies, so that `descendants` goes on finding
+    them. Only on Linux; elsewhere nothing."""
+    if Path("/proc").exists():
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def name_of(process: Process) -> str:
+    """The name of its program, at most 15 bytes; "" if it is gone."""
+    try:
+        return Path(f"/proc/{process.pid}/comm").read_text().strip()
+    except OSError:
+        return ""
 
 
 def end(processes: Iterable[Process], grace_s: float) -> None:

@@ -11,7 +11,7 @@ from tests.faults.load import ITEM, Load, http_wire
 from tests.faults.onehop import Onehop
 from tests.history import write_history
 
-SMALL = {
+SMALL: dict[str, str | int] = {
     "ONEHOP_SHARDS": 2,
     "ONEHOP_PROFILES_MAX": 100_000,
     # Rotates every few seconds of load, so that faults meet compactions.

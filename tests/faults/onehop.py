@@ -77,6 +77,15 @@ class Onehop:
                 raise RuntimeError(f"onehop did not start:\n{printed}")
             time.sleep(POLL_S)
 
+    def wait_served(self, starts: int) -> None:
+        """Wait until it said for the `starts`th time that it is up. Raises TimeoutError."""
+        deadline = time.monotonic() + START_S
+        while _text(self.log).count("is up at") < starts:
+            assert self._process is not None
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise TimeoutError(f"onehop is not up again:\n{_text(self.log)}")
+            time.sleep(POLL_S)
+
     @property
     def key(self) -> str:
         keys = read_environment(self.data / KEYS_ENV)
