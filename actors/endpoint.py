@@ -13,6 +13,10 @@ from functools import partial
 from time import perf_counter_ns
 from typing import cast
 
+import msgspec
+
+from actors.checked import decode, refusal
+from actors.inbox import Subscribe, decode_subscribe
 from actors.people import SECRET_ROLE, Caller, parse_caller
 from actors.shard import Answer, Shard
 from cluster.errors import AuthError, ConfigError, FrameError, RequestError
@@ -100,6 +104,7 @@ class OwnerConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._endpoint.connections.discard(self)
+        self._shard.mailroom.inbox.drop_line(self)
         if self._hello_timer is not None:
             self._hello_timer.cancel()
         self._transport = None
@@ -151,6 +156,32 @@ class OwnerConnection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.write(data)
 
+    def _subscribe(self, caller: Caller, body: bytes) -> Answer:
+        """Reach a page over this connection from now on."""
+        shard = self._shard
+        shard.level = shard.config.durability
+        try:
+            request: Subscribe = decode(decode_subscribe, body)
+            key = shard.owned(caller, request.user_id, request.anonymous_id)
+            if key is None:
+                return shard.moved()
+            inbox = shard.mailroom.inbox
+            inbox.subscribe(key, request.token, self._push, self, shard.now())
+        except RequestError as error:
+            return shard.refuse(error)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            return shard.refuse(refusal(error, body))
+        return 200, b'{"subscribed":true}'
+
+    def _push(self, token: bytes, message: bytes) -> None:
+        frame = encode_frame(0, Op.PUSH, message, token)
+        journal = self._shard.journal
+        if journal is None:
+            self._send(frame)
+        else:
+            # What caused the message must not be lost after it was shown.
+            journal.after_all(partial(self._send, frame))
+
     def _answer(self, op: int, meta: bytes, body: bytes, arrived_ns: int) -> Answer:
         caller = self._caller or (_NOBODY if op == Op.STATS else None)
         if caller is None:
@@ -163,6 +194,8 @@ class OwnerConnection(asyncio.Protocol):
                 if len(self._callers) >= 1024:
                     self._callers.clear()
                 self._callers[meta] = caller
+        if op == Op.SUBSCRIBE:
+            return self._subscribe(caller, body)
         return self._shard.handle(op, caller, body, arrived_ns)
 
     def _greet(self, frames: list[Frame]) -> list[Frame]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,7 @@ _TOKEN = re.compile(
     r"|\$(?P<value>\w+)|(?P<word>[A-Za-z_][\w.-]*)|(?P<sign><=|>=|!=|[=<>(),]))"
 )
 _KEYWORDS = frozenset(("AND", "OR", "NOT", "IN", "TRUE", "FALSE"))
-_SIGNS: dict[str, Callable[[NDArray[np.float64], float], Mask]] = {
+SIGNS: dict[str, Callable[[Any, float], Any]] = {
     "=": operator.eq,
     "!=": operator.ne,
     "<": operator.lt,
@@ -158,7 +158,7 @@ class _Parser:
             found = In(name, self._list())
             return Not(found) if negated else found
         kind, op = self._next()
-        if negated or kind != "sign" or op not in _SIGNS:
+        if negated or kind != "sign" or op not in SIGNS:
             raise self._error(op, "IN" if negated else "=, !=, <, <=, >, >= or IN")
         value = self._value()
         if op not in ("=", "!=") and isinstance(value, str):
@@ -240,5 +240,5 @@ def _compare(term: Compare, catalogue: Catalogue) -> Mask:
         return same if term.op == "=" else ~same & (codes != 0)
     numbers, known = column.numbers[: catalogue.n], column.is_number[: catalogue.n] != 0
     value = float(term.value)
-    passed: Mask = known & _SIGNS[term.op](numbers, value)
+    passed: Mask = known & SIGNS[term.op](numbers, value)
     return passed

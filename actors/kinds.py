@@ -10,6 +10,8 @@ from actors.decisions import Surface
 from actors.documents import DocumentId, Kind
 from actors.messages import Strict
 from actors.treatment.policy import PolicySpec, check_policy
+from actors.triggers import Trigger, check_trigger
+from actors.webhook_rules import Webhook, check_webhook
 
 Text = Annotated[str, Meta(max_length=1024)]
 
@@ -41,6 +43,8 @@ class Budget(Strict):
 
 
 KINDS = (
+    Kind("triggers", Trigger, check_trigger),
+    Kind("webhooks", Webhook, check_webhook),
     Kind("holdouts", Holdout),
     Kind("budgets", Budget),
     Kind("policies", PolicySpec, check_policy),

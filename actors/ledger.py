@@ -79,6 +79,16 @@ class Timer(_Entry):
     trigger: str
     due_s: int
     since_s: int
+    item: int = -1
+    """Number of the item of the last event that started it; -1 = none."""
+
+
+class Reach(_Entry):
+    """Whom a timer is about: a key hash tells neither tenant nor id. kind as in cluster.keys."""
+
+    tenant: str
+    kind: str
+    person: str
 
 
 class Ledger(msgspec.Struct, array_like=True):
@@ -88,6 +98,9 @@ class Ledger(msgspec.Struct, array_like=True):
     sticky     by what is assigned, as "flags/KEY"
     exposures  by experiment: when the person first saw a variant of it, and which
     memories   by policy: what the person did with its arms (actors.treatment.memory)
+    suppressed by channel ("" = all): until when nothing is sent there, 0 = for good
+    reach      whom the timers are about; None if there are none
+    contacts_from_s  contacts up to then may be forgotten
     New fields go to the end, with a default: yesterday's ledgers are shorter.
     """
 
@@ -99,6 +112,9 @@ class Ledger(msgspec.Struct, array_like=True):
     contacts: list[Contact] = []
     timers: list[Timer] = []
     memories: dict[str, bytes] = {}
+    suppressed: dict[str, int] = {}
+    reach: Reach | None = None
+    contacts_from_s: int = 0
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -163,7 +179,7 @@ def _shrunk(ledger: Ledger, now_s: int) -> bytes:
         elif ledger.sticky:
             del ledger.sticky[next(iter(ledger.sticky))]
         elif len(ledger.contacts) > 1:
-            del ledger.contacts[0]
+            ledger.contacts_from_s = max(ledger.contacts_from_s, ledger.contacts.pop(0).time_s)
         else:
             seen, wanted = f"{len(packed)} bytes", f"at most {LEDGER_BYTES_MAX} bytes"
             raise RequestError(422, "the person's ledger is full", "ledger", seen, wanted)

@@ -17,6 +17,7 @@ from actors.books import Effect
 from actors.catalogue import CatalogueDump
 from actors.checked import Applied
 from actors.documents import Stored
+from actors.outbox import Message, Step
 
 COLUMNS: dict[str, type[np.generic]] = {
     "key_hi": np.int64,
@@ -40,12 +41,26 @@ class Answer(Record, frozen=True, tag="a"):
     content: bytes
 
 
+class Contacted(Record, frozen=True):
+    """A contact that a trigger or a decision led to.
+
+    sequence  of the decision, 0 = it stands in the record's own answer
+    answer    JSON as of a decide call, for who asks why; b"" = it stands in the record's own
+    message   None = the caller sends it
+    """
+
+    sequence: int
+    answer: bytes
+    message: Message | None
+
+
 class Observed(Record, frozen=True, tag="o"):
     """Events of one person, and what was decided. sequence 0 = nothing was decided.
 
     context  codes of the request's context, for what is learned from it
     ledger   the person's ledger from now on; None = as it was
     effects  what it did to the shard's books
+    contacted  what is to be sent because of it
     """
 
     tenant: str
@@ -58,6 +73,7 @@ class Observed(Record, frozen=True, tag="o"):
     context: list[int] = []
     ledger: bytes | None = None
     effects: list[Effect] = []
+    contacted: list[Contacted] = []
 
 
 class Identified(Record, frozen=True, tag="i"):
@@ -93,6 +109,24 @@ class Granted(Record, frozen=True, tag="g"):
     budget: str
     granted: int
     now_s: int
+
+
+class Fired(Record, frozen=True, tag="w"):
+    """A timer of a person ran out; `ledger` has it no more."""
+
+    tenant: str
+    key: bytes
+    now_s: int
+    trigger: str
+    ledger: bytes
+    contacted: list[Contacted]
+
+
+class Outboxed(Record, frozen=True, tag="m"):
+    """What became of messages."""
+
+    now_s: float
+    steps: list[Step]
 
 
 class Documented(Record, frozen=True, tag="v"):
@@ -153,6 +187,8 @@ AnyRecord = (
     Observed
     | Identified
     | Ledgered
+    | Fired
+    | Outboxed
     | Documented
     | Granted
     | Forgotten

@@ -18,6 +18,7 @@ import numpy as np
 
 from actors import records
 from actors.checked import check_event, decode, refusal
+from actors.contact_ops import ContactOps
 from actors.context import NO_CODES, codes_of
 from actors.decide import plan
 from actors.decisions import DecideAnswer, DecideRequest, Took
@@ -26,6 +27,7 @@ from actors.hot_keys import KeySample
 from actors.late import check_age
 from actors.ledger import OpenLedger
 from actors.levels import at_level, level_of
+from actors.mailroom import Mailroom
 from actors.messages import (
     BODY_BYTES_MAX,
     Event,
@@ -48,6 +50,8 @@ from actors.stages import Stages
 from actors.state import DISK_FULL, ShardState
 from actors.stats import describe_shard
 from actors.surfaces.interface import Who
+from actors.tenant import Tenant
+from actors.watch import NOTHING, Said, Watch, Watched
 from cluster.config import Config
 from cluster.errors import RequestError, StoreFull
 from cluster.frames import Op
@@ -57,8 +61,10 @@ from cluster.levels import Level
 LOG = logging.getLogger("onehop.actors")
 
 Answer = tuple[int, bytes]
-_WRITE_OPS = frozenset((Op.DECIDE, Op.TRACK, Op.PAGE, Op.IDENTIFY, Op.PROFILE_DELETE))
-_PUBLIC_OPS = frozenset((Op.DECIDE, Op.TRACK, Op.PAGE, Op.IDENTIFY))
+_WRITE_OPS = frozenset((Op.DECIDE, Op.TRACK, Op.PAGE, Op.IDENTIFY, Op.PROFILE_DELETE)) | {
+    *(Op.CONSENTS_PUT, Op.SUPPRESS, Op.ACKNOWLEDGE, Op.REDRIVE, Op.DISCARD)
+}
+_PUBLIC_OPS = frozenset((Op.DECIDE, Op.TRACK, Op.PAGE, Op.IDENTIFY, Op.ACKNOWLEDGE))
 _NOBODY = -1
 _NEW = b'{"duplicate":false'
 _REPEAT = b'{"duplicate":true'
@@ -101,7 +107,10 @@ class Shard(ShardState):
         self._identify_decoder = msgspec.json.Decoder(IdentifyRequest)
         self._page_decoder = msgspec.json.Decoder(PageRequest)
         self._person_decoder = msgspec.json.Decoder(Person)
-        self._handlers: dict[int, Callable[[Caller, bytes, int], Answer]] = {
+        self.watch = Watch(self, self._next_number)
+        self.mailroom = Mailroom(self)
+        contact_ops = ContactOps(self, self, self.mailroom)
+        self._handlers: dict[int, Callable[[Caller, bytes, int], Answer]] = contact_ops.handlers | {
             Op.DECIDE: self._decide,
             Op.TRACK: self._track,
             Op.PAGE: self._page,
@@ -179,8 +188,7 @@ class Shard(ShardState):
         context = codes_of(request.context)
         row = self.apply_events(tenant, key, applied, session, context)
         applied_ns = perf_counter_ns()
-        first = self._sequence
-        self._sequence += 16
+        first = self._next_number()
         place = key[:8].hex()
         ledger = OpenLedger(self.store, row)
         who = Who(self.store, row, int(now_s), context, self._rng, ledger, key, request.context)
@@ -193,8 +201,10 @@ class Shard(ShardState):
             request.explain,
             None if request.deadline_ms is None else arrived_ns + int(request.deadline_ms * 1e6),
         )
-        changed = None
+        watched, changed = NOTHING, None
+        said = Said(key, row, request.user_id, request.anonymous_id, request.events, applied, body)
         try:
+            watched = self.watch.observe(tenant, said, ledger, decisions, int(now_s))
             changed = ledger.packed(int(now_s))
             if changed is not None:
                 row = self.set_ledger(key, int(now_s), changed)
@@ -202,7 +212,7 @@ class Shard(ShardState):
         except Exception:
             # What the decisions rest on can't be kept, so they can't stand.
             LOG.exception("shard %s can't keep a ledger", self.shard_id)
-            changed, cheap = None, len(planned)
+            watched, changed, cheap = NOTHING, None, len(planned)
             ledger.effects.clear()
             decisions = [
                 one.cheap(tenant, decision_id, who)
@@ -225,10 +235,25 @@ class Shard(ShardState):
             context.tolist(),
             changed,
             ledger.effects,
+            watched.contacted,
         )
+        self._keep(record, row, watched)
+        return 200, answer
+
+    def _keep(self, record: Observed, row: int, watched: Watched) -> None:
+        """Log what a request changed, and let follow what follows from it."""
         self.remember(record, row)
         self.log(record)
-        return 200, answer
+        if watched is not NOTHING:
+            self.watch.moved(record.key, watched)
+            self.contacted(record.tenant, record.key, record.now_s, watched.contacted)
+            self.mailroom.posted(watched.contacted)
+
+    def _next_number(self) -> int:
+        """The number of a call's first decision; it may have 16."""
+        first = self._sequence
+        self._sequence += 16
+        return first
 
     def _took(self, arrived_ns: int, started_ns: int, applied_ns: int) -> Took:
         """The stages of a decide call that is scored by now; they are counted."""
@@ -245,6 +270,14 @@ class Shard(ShardState):
             return _NOBODY
         self.sample.see(key)
         return key
+
+    def owned(self, caller: Caller, user_id: str | None, anonymous_id: str | None) -> bytes | None:
+        """The key hash of a person of this shard, None: another's."""
+        key = self._owned(caller, user_id, anonymous_id)
+        return None if isinstance(key, int) else key
+
+    def moved(self) -> Answer:
+        return self._moved()
 
     def _moved(self) -> Answer:
         return 421, b'{"epoch":%d}' % self.epoch
@@ -300,12 +333,30 @@ class Shard(ShardState):
             check_age(self.dedupe, request.sent_at, None, [applied[0].time_s], now_s)
         session = hash_session(request.session_id)
         row = self.apply_events(tenant, key, applied, session, NO_CODES)
+        said = Said(key, row, request.user_id, request.anonymous_id, [event], applied, body)
+        watched, ledger = self._watch(tenant, said, int(now_s))
         answer = self._answer(request.message_id, op, body, row, opened.level)
-        record = Observed(caller.tenant, key, session, int(now_s), applied, 0, answer)
-        self.remember(record, row)
-        self.log(record)
+        record = Observed(
+            *(caller.tenant, key, session, int(now_s), applied, 0, answer),
+            ledger=ledger,
+            contacted=watched.contacted,
+        )
+        self._keep(record, row, watched)
         self.stages.record(started_ns - arrived_ns, perf_counter_ns() - started_ns, None)
         return 200, answer.content
+
+    def _watch(self, tenant: Tenant, said: Said, now_s: int) -> tuple[Watched, bytes | None]:
+        """What triggers make of a tracked event, and the ledger that is stored for it."""
+        opened = OpenLedger(self.store, said.row)
+        watched = self.watch.observe(tenant, said, opened, [], now_s)
+        try:
+            changed = opened.packed(now_s)
+            if changed is not None:
+                self.set_ledger(said.key, now_s, changed)
+            return watched, changed
+        except (RequestError, StoreFull) as error:
+            LOG.error("shard %s can't keep a ledger: %s", self.shard_id, error)
+            return NOTHING, None
 
     def _identify(self, caller: Caller, body: bytes, arrived_ns: int) -> Answer:
         request = decode(self._identify_decoder, body)
@@ -412,9 +463,18 @@ class Shard(ShardState):
     def _stats(self, caller: Caller, body: bytes, _: int) -> Answer:
         return 200, self._encode(self.stats())
 
+    def pulse(self) -> int:
+        """Let timers fire that are due; returns how many did, at most FIRED_MAX."""
+        return self.watch.tick(self.mailroom.posted)
+
     def stats(self) -> dict[str, Any]:
         """Counters of this shard, for /metrics and /v1/shards."""
-        return describe_shard(self, self.stages) | self.sample.report()
+        return (
+            describe_shard(self, self.stages)
+            | self.sample.report()
+            | self.watch.counters()
+            | self.mailroom.counters()
+        )
 
 
 def hash_session(session: str | None) -> int:

@@ -37,12 +37,14 @@ from actors.recovery import lock_folder, recover
 from actors.shard import Shard
 from actors.wal import segments
 from actors.warm_up import warm_up
+from actors.watch import FIRED_MAX
 from cluster.config import Config
 from cluster.keys import KeyRange
 
 LOG = logging.getLogger("onehop.actors")
 
 SWEEP_S = 10.0
+PULSE_S = 0.1
 COMPACT_S = 5.0
 # What failed once, for want of room say, fails again a moment later, and costs a core meanwhile.
 COMPACT_RETRY_S = 60.0
@@ -69,6 +71,7 @@ class ShardActor:
         self.life = secrets.token_hex(8)
         self.taken_at = 0
         self.tuning: asyncio.Task[None] | None = None
+        self.contacting: list[asyncio.Task[None]] = []
 
     async def start(self) -> bytes:
         """Compile the kernels, listen, and say where; `Started` as msgpack. Idempotent."""
@@ -88,6 +91,10 @@ class ShardActor:
                 self.sweeper = asyncio.create_task(self._sweep())
                 self.compacter = asyncio.create_task(self._compact())
                 self.archiver = asyncio.create_task(self._archive())
+                self.contacting = [
+                    asyncio.create_task(self._pulse()),
+                    asyncio.create_task(self.shard.mailroom.run()),
+                ]
         node_id = ray.get_runtime_context().get_node_id()
         catalogues = {n: t.catalogue.dump() for n, t in self.shard.tenants.items()}
         documents = {n: t.documents.dump() for n, t in self.shard.tenants.items()}
@@ -243,9 +250,17 @@ class ShardActor:
         if self.shard.journal is not None:
             await self.shard.journal.sync()
 
+    async def _pulse(self) -> None:
+        """Let timers fire when they are due."""
+        while True:
+            # As many as that are a pause; with more to fire, requests come in between.
+            full = self.shard.pulse() == FIRED_MAX
+            await asyncio.sleep(0 if full else PULSE_S)
+
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_S)
+            self.shard.mailroom.inbox.sweep(self.shard.now())
             self.endpoint.drop_revoked()
             forgotten = self.shard.sweep()
             if forgotten:

@@ -23,6 +23,7 @@ from actors import store_kernels as kernels
 from actors.books import Books
 from actors.catalogue import CatalogueDump
 from actors.documents import Stored
+from actors.outbox import Message
 from actors.recent import Answered, DecisionRecord
 from actors.state import ShardState
 from actors.wal import End, WalCorrupt, fsync_folder
@@ -66,6 +67,7 @@ class _Meta(msgspec.Struct, array_like=True):
     decisions: list[tuple[int, DecisionRecord]]
     arrays: list[_Array]
     dedupe_dropped_s: int = 0
+    messages: list[Message] = []
 
 
 def snapshot_path(folder: Path, next_seq: int) -> Path:
@@ -101,6 +103,7 @@ def write_snapshot(state: ShardState, folder: Path, end: End) -> Path:
         state.decisions.entries(),
         [_Array(name, 0, array.nbytes, _crc(array)) for name, array in arrays.items()],
         state.dedupe.dropped_s,
+        state.outbox.entries(),
     )
     # Offsets depend on the size of meta, which depends on the offsets' digits: leave a page.
     at = _page(_HEAD.size + len(msgspec.msgpack.encode(meta)) + PAGE)
@@ -175,6 +178,8 @@ def read_snapshot(path: Path, state: ShardState) -> End:
         state.dedupe.add(tenant_name, message_id, answered)
     for sequence, record in meta.decisions:
         state.decisions.add(sequence, record)
+    for message in meta.messages:
+        state.outbox.add(message)
     return End(meta.next_seq, meta.epoch, None, 0, meta.crc)
 
 

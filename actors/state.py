@@ -22,12 +22,16 @@ from actors.checked import Applied
 from actors.context import Codes
 from actors.documents import Stored
 from actors.journal import Journal
+from actors.ledger import unpack
 from actors.messages import Item
+from actors.outbox import Outbox
 from actors.profile import merge_traits
 from actors.recent import Answered, DecisionLog, DecisionRecord, DedupeWindow
 from actors.records import (
     Catalogued,
+    Contacted,
     Documented,
+    Fired,
     Forgotten,
     Granted,
     Identified,
@@ -36,6 +40,7 @@ from actors.records import (
     LoadedTraits,
     Named,
     Observed,
+    Outboxed,
     Seeded,
     Swept,
     pack_columns,
@@ -43,6 +48,7 @@ from actors.records import (
 )
 from actors.store import ProfileStore
 from actors.tenant import Tenant
+from actors.timers import Due, Timers
 from cluster.config import Config
 from cluster.errors import ReadOnly, RequestError, StoreFull
 from cluster.keys import KeyRange
@@ -90,6 +96,9 @@ class ShardState:
         )
         self.dedupe = DedupeWindow(config.dedupe_window_s, config.dedupe_bytes_max)
         self.decisions = DecisionLog(config.decisions_bytes_max)
+        self.outbox = Outbox(config.outbox_bytes_max)
+        self.timers = Timers(config.timers_max)
+        """Found again in the ledgers after a recovery; records only change the ledgers."""
         self.tenants: dict[str, Tenant] = {}
         self.swept_to = 0
         self.journal: Journal | None = None
@@ -199,10 +208,40 @@ class ShardState:
         self.log(Granted(tenant_name, budget, granted, now_s))
         return granted
 
+    def fire(self, record: Fired) -> None:
+        """A timer ran out. Raises StoreFull, and changes nothing then."""
+        self.set_ledger(record.key, record.now_s, record.ledger)
+        self.contacted(record.tenant, record.key, record.now_s, record.contacted)
+
+    def contacted(self, tenant: str, key: bytes, now_s: int, contacted: list[Contacted]) -> None:
+        """Take messages into the outbox, and their decisions to those who may be asked about."""
+        for one in contacted:
+            if one.sequence:
+                decision = DecisionRecord(tenant, key, now_s, one.answer)
+                self.decisions.add(one.sequence, decision)
+            if one.message is not None:
+                self.outbox.add(one.message)
+
+    def find_timers(self) -> None:
+        """Learn from the ledgers which timers run: after a recovery, or with another range."""
+        store = self.store
+        found = []
+        for row in store.ledgers():
+            timers = unpack(store.ledger(row)).timers
+            key = store.key(row) if timers else b""
+            found += [Due(key, timer.trigger, timer.due_s) for timer in timers]
+        self.timers.rebuild(found)
+
+    def settle(self, record: Outboxed) -> None:
+        """Let happen to messages what a record says. Raises IllegalStep."""
+        for step in record.steps:
+            self.outbox.step(step, record.now_s)
+
     def forget(self, row: int) -> None:
         """Erase the profile at `row`; who gets the row next inherits nothing."""
         for tenant in self.tenants.values():
             tenant.engine.forget(row)
+        self.outbox.forget(self.store.key(row))
         self.store.remove(row)
 
     def log(self, record: records.AnyRecord) -> None:
@@ -358,6 +397,11 @@ class ShardState:
                 if record.ledger is not None:
                     row = self.set_ledger(record.key, record.now_s, record.ledger)
                 self.remember(record, row)
+                self.contacted(record.tenant, record.key, record.now_s, record.contacted)
+            case Fired():
+                self.fire(record)
+            case Outboxed():
+                self.settle(record)
             case Ledgered():
                 self.set_ledger(record.key, record.now_s, record.ledger)
             case Granted():

@@ -362,6 +362,12 @@ class ProfileStore:
         end = int(self._blob_at[row]) + int(kernels.fixed_words(self.rows, row))
         return self._bytes_at(end - count, count)
 
+    def ledgers(self) -> list[int]:
+        """Rows that have a ledger."""
+        rows = self.rows[: int(self.heap[kernels.ROWS_NEXT])]
+        found = np.flatnonzero((rows["flags"] & kernels.LIVE) & (rows["ledger_words"] > 0))
+        return found.tolist()
+
     def set_ledger(self, row: int, ledger: bytes) -> None:
         """Replace the ledger by these bytes; b"" removes it."""
         self._set_section(row, profile_kernels.LEDGER, _as_words(ledger))

@@ -95,6 +95,12 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Memory of one shard for remembered messageIds and answers; the oldest leave first."""
     decisions_bytes_max: Annotated[int, Meta(ge=1 << 16)] = 128 << 20
     """Memory of one shard for decision records; the oldest leave first."""
+    outbox_bytes_max: Annotated[int, Meta(ge=1 << 18)] = 256 << 20
+    """Memory of one shard for messages to be sent; while it is full nobody is contacted."""
+    timers_max: Positive = 1_000_000
+    """Inactivity timers that one shard runs at once, about 300 bytes each."""
+    webhooks_private: bool = False
+    """Whether webhooks may lead to loopback and private addresses."""
     event_future_s: Positive = 3600
     """How far in the future an event's timestamp may lie."""
 

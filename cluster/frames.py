@@ -54,6 +54,16 @@ class Op(IntEnum):
     DECISION_GET = 34
     ITEM_GET = 35
     STATS = 48
+    SUBSCRIBE = 64
+    ACKNOWLEDGE = 65
+    CONSENTS_PUT = 67
+    SUPPRESS = 68
+    MESSAGE_GET = 69
+    DEAD_LETTERS = 70
+    REDRIVE = 71
+    DISCARD = 72
+    # From an owner, unasked: meta is the subscription's token, body a CloudEvent.
+    PUSH = 66
 
 
 OPS = frozenset(int(op) for op in Op)

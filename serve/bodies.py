@@ -9,6 +9,7 @@ from starlette.requests import ClientDisconnect
 
 from actors.messages import BODY_BYTES_MAX
 from cluster.errors import RequestError
+from cluster.keys import ANONYMOUS, USER
 from serve.gateway import Gateway
 from serve.problems import late_body, too_large
 
@@ -28,3 +29,15 @@ async def read_body(gateway: Gateway, request: Request) -> bytes:
     except ClientDisconnect:
         raise RequestError(400, "the caller left before the body ended") from None
     return bytes(body)
+
+
+def profile_id(text: str) -> tuple[str, str, str]:
+    """Field, id type and id of a profile's path.
+
+    >>> profile_id("anonymousId:v1"), profile_id("ada")
+    (('anonymousId', 'a', 'v1'), ('userId', 'u', 'ada'))
+    """
+    head, colon, rest = text.partition(":")
+    if colon and head == "anonymousId":
+        return head, ANONYMOUS, rest
+    return "userId", USER, rest if colon and head == "userId" else text

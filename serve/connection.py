@@ -19,6 +19,7 @@ WRITE_BUFFER_BYTES = 1 << 20
 QUEUED_BYTES_MAX = 64 << 20
 # Looking an enum member up costs as much as the comparison.
 _REPLY = int(Op.REPLY)
+_PUSH = int(Op.PUSH)
 
 # Statuses that no owner sends: the connection ended, or the reply did not come in time.
 LOST = -1
@@ -27,6 +28,13 @@ LATE = -2
 # (status, body). Under LOST and LATE the body says why.
 Reply = tuple[int, bytes]
 
+OnPush = Callable[[bytes, bytes], None]
+"""Told of what an owner sends unasked: (the subscription's token, body)."""
+
+
+def ignore_push(_token: bytes, _body: bytes) -> None:
+    """For clients that subscribe to nothing."""
+
 
 class Connection(asyncio.Protocol):
     """Requests out, replies in. `ready` resolves once both sides have proven the secret.
@@ -34,6 +42,7 @@ class Connection(asyncio.Protocol):
     inflight_max  requests held open; one more raises Overloaded
     timeout_s     a request older than this is answered LATE by `sweep`
     on_lost       called once, when the connection is gone
+    on_push       called with what the owner sends unasked
     """
 
     def __init__(
@@ -43,6 +52,7 @@ class Connection(asyncio.Protocol):
         inflight_max: int,
         timeout_s: float,
         on_lost: Callable[[Connection], None],
+        on_push: OnPush = ignore_push,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[None] = self._loop.create_future()
@@ -51,6 +61,7 @@ class Connection(asyncio.Protocol):
         self._inflight_max = inflight_max
         self._timeout_s = timeout_s
         self._on_lost = on_lost
+        self._on_push = on_push
         self._handshake: ClientHandshake | None = ClientHandshake(principal, secret)
         self._challenged = False
         self._decoder = FrameDecoder()
@@ -139,9 +150,12 @@ class Connection(asyncio.Protocol):
             if self._handshake is not None:
                 frames = self._shake_hands(self._handshake, frames)
             pop = self._pending.pop
-            for request, op, status, _meta, body in frames:
+            for request, op, status, meta, body in frames:
                 if op != _REPLY:
-                    raise FrameError(f"an owner sends replies only, got op {op}")
+                    if op != _PUSH:
+                        raise FrameError(f"an owner sends replies and pushes only, got op {op}")
+                    self._on_push(meta, body)
+                    continue
                 future = pop(request, None)
                 if future is None:
                     self.unmatched += 1

@@ -25,6 +25,7 @@ from cluster.frames import OP_OF_TYPE, Op
 from cluster.keys import ANONYMOUS, USER, key_hash, place
 from cluster.partition_map import PartitionMap
 from serve.auth import Caller, Keys
+from serve.pages import Pages
 from serve.problems import (
     DECODE_ERRORS,
     RETRY_LATER,
@@ -53,6 +54,9 @@ class Hop(Protocol):
 
     @property
     def reachable(self) -> bool: ...
+
+    changes: int
+    on_push: Callable[[bytes, bytes], None]
 
     async def call(
         self, op: Op, position: int, body: bytes, meta: bytes = b"", retry_safe: bool = False
@@ -122,6 +126,8 @@ class Gateway:
         self.keys = keys
         self.body_timeout_s = body_timeout_s
         self.router = router
+        self.pages = Pages(router)
+        router.on_push = self.pages.on_push
         self.control = control
         self.gateway_id = gateway_id
         self.loop = asyncio.get_running_loop()

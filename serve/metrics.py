@@ -67,6 +67,18 @@ class ShardStats(msgspec.Struct, rename="camel"):
     degraded: int = 0
     archive_lag_seconds: float | None = None
     archive_failures: int = 0
+    timers: int = 0
+    timers_fired: int = 0
+    outbox_pending: int = 0
+    outbox_dead: int = 0
+    outbox_bytes: int = 0
+    pages_subscribed: int = 0
+    messages_pushed: int = 0
+    webhook_attempts: int = 0
+    webhook_failures: int = 0
+    webhooks_open: int = 0
+    messages: dict[str, int] = {}
+    contacts_suppressed: dict[str, int] = {}
     stages: dict[str, StageLatency] = {}
     log: LogStats | None = None
     cpu_seconds: float = 0.0
@@ -78,16 +90,26 @@ class ShardStats(msgspec.Struct, rename="camel"):
 
 
 PREFIX = "onehop_shard_"
-MEMORY = ("profile", "model", "dedupe", "decision")
+MEMORY = ("profile", "model", "dedupe", "decision", "outbox")
 GAUGES = {
     "profiles": "Profiles held",
     "items": "Catalogue items",
     "dedupe_reach_seconds": "How far back every messageId is known",
     "hottest_key_share": "Share of the requests that one person has, if it stands out",
+    "timers": "Inactivity timers that run",
+    "outbox_pending": "Messages to be sent",
+    "outbox_dead": "Messages that were given up",
+    "pages_subscribed": "Open pages that get messages",
+    "webhooks_open": "Webhooks whose circuit breaker is open",
 }
 TOTALS = (
     *("requests", "events", "decides", "duplicates", "refused", "degraded"),
     *("archive_failures", "cpu_seconds"),
+    *("timers_fired", "messages_pushed", "webhook_attempts", "webhook_failures"),
+)
+LABELLED = (
+    ("messages", "messages", "step", "What happened to messages of the outbox"),
+    ("contacts_suppressed", "contacts_suppressed", "rule", "Contacts that a rule forbade"),
 )
 LOG_GAUGES = {
     "has_room": "0 while the disk is full and only reads are served",
@@ -175,6 +197,13 @@ class _Snapshot:
         for name in TOTALS:
             text = "Since the shard started"
             yield _family(CounterMetricFamily, PREFIX + name, text, name, self._up)
+
+        for metric, field, label, text in LABELLED:
+            family = CounterMetricFamily(PREFIX + metric, text, labels=("shard", label))
+            for shard, one in self._up.items():
+                for name, count in sorted(getattr(one, field).items()):
+                    family.add_metric((shard, name), count)
+            yield family
 
     def _log(self) -> Iterator[Metric]:
         logs = {name: one.log for name, one in self._up.items() if one.log is not None}

@@ -27,6 +27,7 @@ from actors.messages import (
     TrackRequest,
     Wire,
 )
+from serve.contacts import CONTACT_OPERATIONS
 from serve.documents import DOCUMENT_OPERATIONS
 from serve.operation import Operation
 
@@ -176,6 +177,7 @@ OPERATIONS = (
     Operation("get", "/health/live", "The process runs", answer=Health, keys=()),
     Operation("get", "/health/ready", "All shards can be reached", answer=Health, keys=()),
     Operation("get", "/metrics", "Counters for Prometheus", answer=str, media="text/plain"),
+    *CONTACT_OPERATIONS,
     *DOCUMENT_OPERATIONS,
 )
 
@@ -184,6 +186,8 @@ STREAM_TEXT = (
     'identify and page, pipelined. Send one JSON object, or an array of them, each with "type" '
     'and an "id" of your choice; every message back is an array of '
     '`{"id", "status", "answer" or "problem"}` in the order in which they became ready. '
+    'With "subscribe" messages for the person come too, as `{"type": "message", "message": '
+    'CloudEvent}`, until `{"type": "acknowledge", "messages": [ids]}`. '
     'Key: X-API-Key header, or subprotocols `["onehop", "<key>"]`, or first message '
     '`{"apiKey": "<key>"}`.'
 )

@@ -16,7 +16,7 @@ import msgspec
 
 from cluster.errors import AuthError, Overloaded, Unavailable
 from cluster.partition_map import Owner, PartitionMap
-from serve.connection import LOST, Connection, Reply
+from serve.connection import LOST, Connection, OnPush, Reply, ignore_push
 from serve.link import BACKOFF_MAX_S, BACKOFF_MIN_S, Link, OnLost
 
 STATUS_MIN = 100
@@ -48,6 +48,7 @@ class Router:
     inflight_max       requests held open per owner, and waiting for one: more raise Overloaded
     request_timeout_s  how long one attempt may take
     map_wait_s         how long a request waits for an owner that can be reached
+    on_push            told of what owners send unasked
     """
 
     def __init__(
@@ -60,7 +61,11 @@ class Router:
         request_timeout_s: float,
         map_wait_s: float,
         rng: random.Random | None = None,
+        on_push: OnPush = ignore_push,
     ) -> None:
+        self.on_push = on_push
+        self.changes = 0
+        """Counts changes of the map and of the connections."""
         self._request_timeout_s = request_timeout_s
         self._rng = rng or random.Random()
         self.refreshes = 0
@@ -245,7 +250,12 @@ class Router:
 
     def _new_connection(self, on_lost: OnLost) -> Connection:
         return Connection(
-            self._principal, self._secret, self._inflight_max, self._request_timeout_s, on_lost
+            self._principal,
+            self._secret,
+            self._inflight_max,
+            self._request_timeout_s,
+            on_lost,
+            lambda token, body: self.on_push(token, body),
         )
 
     def _on_link_change(self) -> None:
@@ -254,6 +264,7 @@ class Router:
 
     def _wake(self) -> None:
         """Let all requests that wait for an owner look again."""
+        self.changes += 1
         changed, self._changed = self._changed, None
         if changed is not None:
             changed.set_result(None)

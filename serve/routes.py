@@ -21,10 +21,11 @@ from starlette.exceptions import HTTPException
 from actors.messages import Item
 from cluster.errors import OnehopError, RequestError, Unavailable
 from cluster.frames import Op
-from cluster.keys import ANONYMOUS, USER, key_hash, place
+from cluster.keys import key_hash, place
 from cluster.partition_map import Owner
 from serve.auth import Caller
-from serve.bodies import read_body
+from serve.bodies import profile_id, read_body
+from serve.contacts import CONTACT_ROUTES
 from serve.documents import DOCUMENT_ROUTES
 from serve.fast_lane import installed, respond
 from serve.gateway import BATCH_ROUTE, FAST_ROUTES, Gateway, decode
@@ -79,18 +80,6 @@ async def _profile(gateway: Gateway, caller: Caller, request: Request, op: Op) -
     position = place(key_hash(caller.tenant, id_type, person_id))
     body = msgspec.json.encode({field: person_id})
     return Answer(*await gateway.router.call(op, position, body, caller.meta, True))
-
-
-def profile_id(text: str) -> tuple[str, str, str]:
-    """Field, id type and id of a profile's path.
-
-    >>> profile_id("anonymousId:v1"), profile_id("ada")
-    (('anonymousId', 'a', 'v1'), ('userId', 'u', 'ada'))
-    """
-    head, colon, rest = text.partition(":")
-    if colon and head == "anonymousId":
-        return head, ANONYMOUS, rest
-    return "userId", USER, rest if colon and head == "userId" else text
 
 
 async def get_decision(gateway: Gateway, caller: Caller, request: Request) -> Answer:
@@ -201,6 +190,7 @@ async def shard_stats(gateway: Gateway) -> dict[str, msgspec.Raw | None]:
 
 
 ROUTES: tuple[tuple[str, str, Work], ...] = (
+    *CONTACT_ROUTES,
     ("GET", "/v1/profiles/{id:path}", get_profile),
     ("DELETE", "/v1/profiles/{id:path}", delete_profile),
     ("PUT", "/v1/items/{id:path}", put_item),

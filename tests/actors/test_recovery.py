@@ -15,6 +15,7 @@ from actors import records, snapshot
 from actors.compact import compact
 from actors.documents import Stored
 from actors.journal import Journal
+from actors.ledger import Ledger, Sticky, pack
 from actors.messages import Item
 from actors.people import Caller, person_key
 from actors.recovery import drop_superfluous, lock_folder, recover
@@ -109,7 +110,8 @@ def live(shard: Shard, clock: list[float], steps: int, seed: int) -> None:
         if step % 50 == 30:
             load(shard, f"chunk{step}", generator)
         if step % 20 == 0:
-            shard.book("default", person_key(SERVER, f"u{step % 30}", None), b"x" * (step % 70))
+            ledger = pack(Ledger(sticky={"flags/f": Sticky("x" * (step % 70))}), 0)
+            shard.book("default", person_key(SERVER, f"u{step % 30}", None), ledger)
         if step % 50 == 10:
             holdout = b'{"percent":%d}' % (step % 40 + 1)
             stored = Stored("holdouts", f"h{step % 3}", step + 1, NOW_S, holdout)

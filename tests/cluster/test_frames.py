@@ -89,6 +89,15 @@ def test_numbers_of_ops_never_change() -> None:
         "DECISION_GET": 34,
         "ITEM_GET": 35,
         "STATS": 48,
+        "SUBSCRIBE": 64,
+        "ACKNOWLEDGE": 65,
+        "PUSH": 66,
+        "CONSENTS_PUT": 67,
+        "SUPPRESS": 68,
+        "MESSAGE_GET": 69,
+        "DEAD_LETTERS": 70,
+        "REDRIVE": 71,
+        "DISCARD": 72,
     }
 
 

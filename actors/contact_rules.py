@@ -1,0 +1,215 @@
+"""When a person may be contacted: consent, suppression, frequency caps and quiet hours. Pure.
+
+The rules are asked before anything is chosen, so what a policy learns to choose from is always
+allowed, and the propensities are exact over what was allowed.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import Annotated, Literal, NamedTuple
+
+from msgspec import Meta
+
+from actors.ledger import Contact, Ledger
+from actors.messages import Name, Strict
+from actors.schedule import Duration, QuietHours, allowed_s, check_quiet, duration_s
+from cluster.errors import RequestError
+
+CHANNELS_MAX = 8
+TEMPLATES_MAX = 16
+DELAYS_MAX = 8
+OPTIONS_MAX = 64
+CAPS_MAX = 8
+CONTACTS_MAX = 24
+"""Contacts a ledger remembers, and the most that a cap may allow."""
+IN_APP = "inApp"
+"""The channel that ends at the page: pushed over its open stream."""
+
+Channel = Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,31}$")]
+
+
+class FrequencyCap(Strict):
+    """At most `max` contacts within any `per`.
+
+    scope    "all" contacts of the person, or those of the same "trigger"
+    channel  None = over all channels together
+    """
+
+    max: Annotated[int, Meta(ge=1, le=CONTACTS_MAX)]
+    per: Duration
+    scope: Literal["all", "trigger"] = "all"
+    channel: Channel | None = None
+
+
+class ContactRules(Strict, kw_only=True):
+    """Which contacts are possible, and what forbids them. Triggers and decisions share it.
+
+    templates       what may be sent; without, the receiver knows
+    delays          how much later it may be sent, for a policy to choose from
+    policy          id of the policy that chooses channel, template and delay; without, the first
+    hold_back       the policy may also choose to send nothing
+    webhook         id of the webhook that sends; without, only inApp is sent, the rest is answered
+    traits          names of traits that the message carries
+    expires         how long after its time a message is still worth sending
+    requires_consent  purpose the person must have agreed to
+    """
+
+    channels: Annotated[tuple[Channel, ...], Meta(min_length=1, max_length=CHANNELS_MAX)]
+    templates: Annotated[tuple[Name, ...], Meta(max_length=TEMPLATES_MAX)] = ()
+    delays: Annotated[tuple[Duration, ...], Meta(max_length=DELAYS_MAX)] = ()
+    policy: Name | None = None
+    hold_back: bool = False
+    webhook: Name | None = None
+    traits: Annotated[tuple[Name, ...], Meta(max_length=32)] = ()
+    expires: Duration = "P1D"
+    requires_consent: Name | None = None
+    frequency_cap: (
+        FrequencyCap | Annotated[tuple[FrequencyCap, ...], Meta(max_length=CAPS_MAX)]
+    ) = ()
+    quiet_hours: QuietHours | None = None
+
+    @property
+    def caps(self) -> tuple[FrequencyCap, ...]:
+        cap = self.frequency_cap
+        return (cap,) if isinstance(cap, FrequencyCap) else cap
+
+
+class Option(NamedTuple):
+    """One possible contact. send_at_s is never in a quiet hour."""
+
+    channel: str
+    template: str
+    delay_s: int
+    send_at_s: int
+
+    @property
+    def id(self) -> str:
+        """As arms are called: channel, template and delay, as far as they say something."""
+        delay = f"+{self.delay_s}s" if self.delay_s else ""
+        return "/".join(part for part in (self.channel, self.template, delay) if part)
+
+
+class Rejected(NamedTuple):
+    """One contact that is not possible, and the rule that forbids it."""
+
+    option: Option
+    rule: str
+
+
+def check_contact_rules(rules: ContactRules, field: str) -> None:
+    """What the types can't say. Raises RequestError naming the field; `field` ends with a dot."""
+    for i, cap in enumerate(rules.caps):
+        index = f"[{i}]" if isinstance(rules.frequency_cap, tuple) else ""
+        duration_s(cap.per, f"{field}frequencyCap{index}.per")
+    for i, delay in enumerate(rules.delays):
+        duration_s(delay, f"{field}delays[{i}]", 0)
+    duration_s(rules.expires, f"{field}expires")
+    if rules.quiet_hours is not None:
+        check_quiet(rules.quiet_hours, f"{field}quietHours")
+    for name in ("channels", "templates", "delays"):
+        values = getattr(rules, name)
+        if len(set(values)) < len(values):
+            raise RequestError(
+                422, "a value stands there twice", f"{field}{name}", str(values), "each value once"
+            )
+    count = len(options_of(rules))
+    if count > OPTIONS_MAX:
+        wanted = f"at most {OPTIONS_MAX} combinations of channels, templates and delays"
+        raise RequestError(
+            422, "there is too much to choose from", f"{field}delays", str(count), wanted
+        )
+    if rules.policy is None and (len(rules.delays) > 1 or rules.hold_back):
+        wanted = "a policy, without which the first is always chosen"
+        raise RequestError(422, "nothing chooses here", f"{field}policy", "nothing", wanted)
+
+
+def options_of(rules: ContactRules) -> list[Option]:
+    """Every combination of channel, template and delay; send_at_s is 0."""
+    return [
+        Option(channel, template, duration_s(delay, "delays", 0), 0)
+        for channel in rules.channels
+        for template in rules.templates or ("",)
+        for delay in rules.delays or ("PT0S",)
+    ]
+
+
+def possible(
+    rules: ContactRules, trigger: str, ledger: Ledger, zone: str, now_s: int
+) -> tuple[list[tuple[int, Option]], list[Rejected]]:
+    """Which options are allowed now, with their index in `options_of`, and why others are not.
+
+    trigger  id of the trigger that asks, "" = a decision
+    zone     the person's time zone, "" = unknown
+    """
+    allowed: list[tuple[int, Option]] = []
+    rejected: list[Rejected] = []
+    times: dict[int, int] = {}
+    found: dict[tuple[str, int], str] = {}
+    for index, option in enumerate(options_of(rules)):
+        at_s = times.get(option.delay_s)
+        if at_s is None:
+            at_s = times[option.delay_s] = _send_at_s(rules, zone, now_s + option.delay_s)
+        option = option._replace(send_at_s=at_s)
+        # A template is never what is forbidden.
+        rule = found.get((option.channel, at_s))
+        if rule is None:
+            rule = found[option.channel, at_s] = _forbidden(rules, option, trigger, ledger)
+        if rule:
+            rejected.append(Rejected(option, rule))
+        else:
+            allowed.append((index, option))
+    return allowed, rejected
+
+
+def _send_at_s(rules: ContactRules, zone: str, at_s: int) -> int:
+    """The first whole second from `at_s` on that is in no quiet hour."""
+    return at_s if rules.quiet_hours is None else ceil(allowed_s(rules.quiet_hours, zone, at_s))
+
+
+def _forbidden(rules: ContactRules, option: Option, trigger: str, ledger: Ledger) -> str:
+    """The rule that forbids a contact, "" if none does."""
+    for channel in ("", option.channel):
+        until_s = ledger.suppressed.get(channel)
+        if until_s is not None and (until_s == 0 or option.send_at_s < until_s):
+            return "suppressed"
+    purpose = rules.requires_consent
+    if purpose is not None:
+        consent = ledger.consents.get(purpose)
+        if consent is None or not consent.granted:
+            return f"no consent: {purpose}"
+    for cap in rules.caps:
+        if _reached(cap, option, trigger, ledger):
+            scope = f" by {cap.channel}" if cap.channel else ""
+            return f"frequency cap: {cap.max} per {cap.per}{scope}"
+    return ""
+
+
+def _reached(cap: FrequencyCap, option: Option, trigger: str, ledger: Ledger) -> bool:
+    """Whether one more contact would be too many in some window of the cap's length."""
+    if cap.channel is not None and cap.channel != option.channel:
+        return False
+    window_s, at_s = duration_s(cap.per, "per"), option.send_at_s
+    if ledger.contacts_from_s > at_s - window_s:
+        return True  # Contacts within the window were forgotten, and might have counted.
+    times = [
+        contact.time_s
+        for contact in ledger.contacts
+        if abs(contact.time_s - at_s) < window_s
+        and (cap.channel is None or contact.channel == cap.channel)
+        and (cap.scope == "all" or contact.trigger == trigger)
+    ]
+    # Contacts may lie ahead (quiet hours, delays): every window that holds the new one counts.
+    times = sorted([*times, at_s])
+    return any(
+        last - first < window_s for first, last in zip(times, times[cap.max :], strict=False)
+    )
+
+
+def book(ledger: Ledger, contact: Contact) -> None:
+    """Remember a contact. The oldest leaves when there are more than CONTACTS_MAX."""
+    ledger.contacts.append(contact)
+    ledger.contacts.sort(key=lambda one: one.time_s)
+    for forgotten in ledger.contacts[:-CONTACTS_MAX]:
+        ledger.contacts_from_s = max(ledger.contacts_from_s, forgotten.time_s)
+    del ledger.contacts[:-CONTACTS_MAX]
