@@ -1,24 +1,27 @@
 """A shard's TCP endpoint: handshake, then frames in and answers out, in order of arrival.
 
-One event loop, one writer: all frames that came in one read are handled in one turn, and their
-answers leave in one write.
+One event loop, one writer. Requests stand in one queue in order of arrival, so that how long they
+wait is known; a turn works on it for TURN_NS and lets the loop read what came meanwhile. Answers of
+one turn leave in one write per connection.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from functools import partial
 from time import perf_counter_ns
-from typing import cast
+from typing import NamedTuple, cast
 
 import msgspec
 
 from actors.checked import decode, refusal
 from actors.inbox import Subscribe, decode_subscribe
 from actors.people import SECRET_ROLE, Caller, parse_caller
-from actors.shard import Answer, Shard
+from actors.shard import OVERLOADED, Shard
+from actors.shard_reads import Answer
 from cluster.errors import AuthError, ConfigError, FrameError, RequestError
 from cluster.frames import (
     FRAME_BYTES_MAX,
@@ -34,6 +37,8 @@ from cluster.levels import Level
 LOG = logging.getLogger("onehop.actors")
 
 HELLO_S = 5.0
+TURN_NS = 2_000_000
+QUEUED_BYTES_MAX = 64 << 20
 CONNECTIONS_MAX = 1024
 # Counters are of the shard, not of a tenant.
 _NOBODY = Caller(SECRET_ROLE, "")
@@ -48,6 +53,10 @@ class Endpoint:
         self.shard = shard
         self.secret_of = secret_of
         self.connections: set[OwnerConnection] = set()
+        self._queue: deque[_Read] = deque()
+        self._queued_bytes = 0
+        self._turn_due = False
+        self._paused: list[OwnerConnection] = []
         self._server: asyncio.Server | None = None
 
     async def start(self, host: str, port: int = 0) -> tuple[str, int]:
@@ -67,12 +76,57 @@ class Endpoint:
                 LOG.error("connections keep their keys: %s", error)
                 return
 
+    def take(self, connection: OwnerConnection, frames: list[Frame], size: int) -> None:
+        """Answer requests that came in one read, `size` bytes, when their turn comes."""
+        if not frames:
+            return
+        self._queue.append(_Read(connection, iter(frames), perf_counter_ns(), size))
+        self._queued_bytes += size
+        if self._queued_bytes > QUEUED_BYTES_MAX:
+            connection.pause("queue", True)
+            self._paused.append(connection)
+        if not self._turn_due:
+            self._turn()
+
+    def _turn(self) -> None:
+        """Work on the queue for a bounded time."""
+        queue = self._queue
+        stop_ns = perf_counter_ns() + TURN_NS
+        touched: list[OwnerConnection] = []
+        while queue and perf_counter_ns() < stop_ns:
+            read = queue[0]
+            if read.connection.answer(read.frames, read.arrived_ns, stop_ns):
+                queue.popleft()
+                self._queued_bytes -= read.size
+            if read.connection not in touched:
+                touched.append(read.connection)
+        for connection in touched:
+            connection.flush()
+        self._turn_due = bool(queue)
+        if queue:
+            asyncio.get_running_loop().call_soon(self._turn)
+        else:
+            self.shard.admission.idle()
+        if self._paused and self._queued_bytes <= QUEUED_BYTES_MAX // 2:
+            for connection in self._paused:
+                connection.pause("queue", False)
+            self._paused.clear()
+
     async def close(self) -> None:
         """Stop listening and end all connections."""
         if self._server is not None:
             self._server.close()
         for connection in list(self.connections):
             connection.close("the shard is leaving")
+
+
+class _Read(NamedTuple):
+    """What one read brought: requests in order, taken from `frames` one by one."""
+
+    connection: OwnerConnection
+    frames: Iterator[Frame]
+    arrived_ns: int
+    size: int
 
 
 class OwnerConnection(asyncio.Protocol):
@@ -88,6 +142,9 @@ class OwnerConnection(asyncio.Protocol):
         """Who said hello; "" before that was proven."""
         self._caller: Caller | None = None
         self._callers: dict[bytes, Caller] = {}
+        self._out: dict[Level, list[bytes]] = {}
+        self._reasons: set[str] = set()
+        """Why nothing is read now."""
         self._transport: asyncio.Transport | None = None
         self._hello_timer: asyncio.TimerHandle | None = None
 
@@ -112,15 +169,22 @@ class OwnerConnection(asyncio.Protocol):
     # A client that does not read its answers is not read either.
 
     def pause_writing(self) -> None:
-        if self._transport is not None:
-            self._transport.pause_reading()
+        self.pause("writing", True)
 
     def resume_writing(self) -> None:
-        if self._transport is not None:
+        self.pause("writing", False)
+
+    def pause(self, reason: str, paused: bool) -> None:
+        """Stop reading for a reason, or go on once there is none left."""
+        (self._reasons.add if paused else self._reasons.discard)(reason)
+        if self._transport is None or self._transport.is_closing():
+            return
+        if self._reasons:
+            self._transport.pause_reading()
+        else:
             self._transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
-        arrived_ns = perf_counter_ns()
         try:
             frames = self._decoder.feed(data)
             if not (self._trusted or self._caller):
@@ -134,8 +198,22 @@ class OwnerConnection(asyncio.Protocol):
             # ConfigError: the keys can't be read. Who is not known yet is not told of our files.
             self.close(str(error))
             return
-        out: dict[Level, list[bytes]] = {}
+        self._endpoint.take(self, frames, len(data))
+
+    def answer(self, frames: Iterator[Frame], arrived_ns: int, stop_ns: int) -> bool:
+        """Answer requests until the time is up; returns whether all of them are answered.
+
+        Nothing is done for a peer that has gone: it never learns of it, and repeats it.
+        """
+        if self._transport is None:
+            return True
         for request, op, _, meta, body in frames:
+            now_ns = perf_counter_ns()
+            if op != Op.STATS and not self._shard.admits(now_ns - arrived_ns, now_ns):
+                self._out.setdefault("memory", []).append(
+                    encode_frame(request, Op.REPLY, OVERLOADED, b"", 429)
+                )
+                continue
             status, answer = self._answer(op, meta, body, arrived_ns)
             if len(answer) > FRAME_BYTES_MAX:
                 seen, wanted = f"{len(answer)} bytes", "fewer decisions or actions"
@@ -143,8 +221,15 @@ class OwnerConnection(asyncio.Protocol):
                     RequestError(422, "the answer is too large", "", seen, wanted)
                 )
             reply = encode_frame(request, Op.REPLY, answer, b"", status)
-            out.setdefault(self._shard.level, []).append(reply)
+            self._out.setdefault(self._shard.level, []).append(reply)
+            if now_ns > stop_ns:
+                return False
+        return True
+
+    def flush(self) -> None:
+        """Let the answers leave together, each level's when it is reached."""
         journal = self._shard.journal
+        out, self._out = self._out, {}
         for level, replies in out.items():
             if journal is None:
                 self._send(b"".join(replies))

@@ -17,6 +17,9 @@ from actors.wal import End
 from actors.wal_writer import SEGMENT_BYTES, WalWriter
 from cluster.levels import Level
 
+WAITING_RECORDS_MAX = 50_000
+"""Records in memory that the disk does not have yet."""
+
 
 class Journal:
     """The loop's side of a `WalWriter`. All methods are called in the loop.
@@ -51,6 +54,11 @@ class Journal:
     def has_room(self) -> bool:
         """Whether the disk takes more; if not, writes must be refused before they are applied."""
         return self.writer.has_room
+
+    @property
+    def behind(self) -> bool:
+        """Whether the disk is so slow that more must not be taken."""
+        return self.writer.last_seq - self.writer.durable_seq > WAITING_RECORDS_MAX
 
     @property
     def settled(self) -> bool:

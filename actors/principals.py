@@ -32,7 +32,9 @@ class Principals:
             self._keys = {key.id: key for key in read_keys(self._path)}
             self._read_at_s = time.monotonic()
         key = self._keys.get(principal)
-        # A browser's key must not reach a shard: nothing there limits how much it may ask.
-        if key is None or key.role != "sk" or 0 < key.expires_at <= time.time():
+        # A browser's key must not reach a shard, nor one with a rate: only gateways limit those.
+        if key is None or key.role != "sk" or key.rate is not None:
+            return None
+        if 0 < key.expires_at <= time.time():
             return None
         return bytes.fromhex(key.sha256), Caller(SECRET_ROLE, key.tenant, key.durability)

@@ -23,7 +23,6 @@ from actors.context import NO_CODES, codes_of
 from actors.decide import plan
 from actors.decisions import DecideAnswer, DecideRequest, Took
 from actors.degraded import decide_each
-from actors.hot_keys import KeySample
 from actors.late import check_age
 from actors.ledger import OpenLedger
 from actors.levels import at_level, level_of
@@ -33,22 +32,19 @@ from actors.messages import (
     Event,
     IdentifyRequest,
     PageRequest,
-    Person,
     TrackAnswer,
     TrackRequest,
     problem,
 )
-from actors.people import PUBLIC_ROLE, Caller, person_key
-from actors.profile import describe_profile, merge_traits
+from actors.people import PUBLIC_ROLE, Caller
+from actors.profile import merge_traits
 from actors.recent import digest
 from actors.records import (
-    Forgotten,
     Identified,
     Observed,
 )
-from actors.stages import Stages
-from actors.state import DISK_FULL, ShardState
-from actors.stats import describe_shard
+from actors.shard_reads import Answer, ShardReads
+from actors.state import DISK_FULL
 from actors.surfaces.interface import Who
 from actors.tenant import Tenant
 from actors.watch import NOTHING, Said, Watch, Watched
@@ -60,12 +56,11 @@ from cluster.levels import Level
 
 LOG = logging.getLogger("onehop.actors")
 
-Answer = tuple[int, bytes]
 _WRITE_OPS = frozenset((Op.DECIDE, Op.TRACK, Op.PAGE, Op.IDENTIFY, Op.PROFILE_DELETE)) | {
     *(Op.CONSENTS_PUT, Op.SUPPRESS, Op.ACKNOWLEDGE, Op.REDRIVE, Op.DISCARD)
 }
 _PUBLIC_OPS = frozenset((Op.DECIDE, Op.TRACK, Op.PAGE, Op.IDENTIFY, Op.ACKNOWLEDGE))
-_NOBODY = -1
+OVERLOADED = problem(RequestError(429, "the owner has more to do than time, retry after a pause"))
 _NEW = b'{"duplicate":false'
 _REPEAT = b'{"duplicate":true'
 
@@ -78,7 +73,7 @@ class _Opened(msgspec.Struct, frozen=True):
     level: Level
 
 
-class Shard(ShardState):
+class Shard(ShardReads):
     """Owns the profiles of `key_range` and answers for them.
 
     now  the clock, seconds since 1970
@@ -93,20 +88,16 @@ class Shard(ShardState):
         now: Callable[[], float] = time,
     ) -> None:
         super().__init__(shard_id, key_range, config, epoch, now)
-        self.stages = Stages()
-        self.sample = KeySample()
         self.level: Level = config.durability
         """What the answer that `handle` gave last has to wait for. Reads wait as the setting says:
         what they saw must not be lost after they told of it."""
         # Sequence numbers of decisions: a random start keeps them apart across restarts.
         self._rng = np.random.default_rng()
         self._sequence = secrets.randbits(24) << 36
-        self._encode = msgspec.json.Encoder().encode
         self._decide_decoder = msgspec.json.Decoder(DecideRequest)
         self._track_decoder = msgspec.json.Decoder(TrackRequest)
         self._identify_decoder = msgspec.json.Decoder(IdentifyRequest)
         self._page_decoder = msgspec.json.Decoder(PageRequest)
-        self._person_decoder = msgspec.json.Decoder(Person)
         self.watch = Watch(self, self._next_number)
         self.mailroom = Mailroom(self)
         contact_ops = ContactOps(self, self, self.mailroom)
@@ -121,6 +112,13 @@ class Shard(ShardState):
             Op.ITEM_GET: self._item_get,
             Op.STATS: self._stats,
         }
+
+    def admits(self, wait_ns: int, now_ns: int) -> bool:
+        """Whether to answer a request that waited so long, or to refuse it with OVERLOADED."""
+        if self.journal is not None and self.journal.behind:
+            self.admission.shed += 1
+            return False
+        return self.admission.admits(wait_ns, now_ns)
 
     def handle(self, op: int, caller: Caller, body: bytes, arrived_ns: int) -> Answer:
         """Answer one request: (HTTP status, JSON). Never raises for what a caller can send.
@@ -262,26 +260,6 @@ class Shard(ShardState):
         self.stages.record(queue_ns, update_ns, score_ns)
         return Took(queue_ns / 1e6, update_ns / 1e6, score_ns / 1e6)
 
-    def _owned(self, caller: Caller, user_id: str | None, anonymous_id: str | None) -> bytes | int:
-        """The person's key hash, or _NOBODY if another shard owns it."""
-        key = person_key(caller, user_id, anonymous_id)
-        place = int.from_bytes(key[:8], "big")
-        if not self.key_range.start <= place < self.key_range.stop:
-            return _NOBODY
-        self.sample.see(key)
-        return key
-
-    def owned(self, caller: Caller, user_id: str | None, anonymous_id: str | None) -> bytes | None:
-        """The key hash of a person of this shard, None: another's."""
-        key = self._owned(caller, user_id, anonymous_id)
-        return None if isinstance(key, int) else key
-
-    def moved(self) -> Answer:
-        return self._moved()
-
-    def _moved(self) -> Answer:
-        return 421, b'{"epoch":%d}' % self.epoch
-
     def _repeat(
         self, tenant: str, message_id: str, op: int, body: bytes, level: Level
     ) -> Answer | None:
@@ -401,86 +379,15 @@ class Shard(ShardState):
         self.level = level
         return records.Answer(message_id or "", digest(op, body), content)
 
-    # Reading and forgetting.
-
-    def _profile_get(self, caller: Caller, body: bytes, _: int) -> Answer:
-        person = decode(self._person_decoder, body)
-        key = self._owned(caller, person.user_id, person.anonymous_id)
-        if isinstance(key, int):
-            return self._moved()
-        row = self.store.find(key)
-        if row < 0:
-            raise _no_profile()
-        return 200, self._encode(describe_profile(self.store, row, self.tenant(caller.tenant)))
-
-    def _profile_delete(self, caller: Caller, body: bytes, _: int) -> Answer:
-        person = decode(self._person_decoder, body)
-        key = self._owned(caller, person.user_id, person.anonymous_id)
-        if isinstance(key, int):
-            return self._moved()
-        row = self.store.find(key)
-        if row < 0:
-            raise _no_profile()
-        self.forget(row)
-        self.log(Forgotten(caller.tenant, key))
-        return 200, b'{"deleted":true}'
-
-    def _decision_get(self, caller: Caller, body: bytes, _: int) -> Answer:
-        missing = RequestError(
-            404, "no such decision", "decisionId", repr(body[:40].decode("utf-8", "replace"))
-        )
-        try:
-            place, number = int(body[:16], 16), int(body[16:], 16)
-        except ValueError:
-            raise missing from None
-        if not self.key_range.start <= place < self.key_range.stop:
-            return self._moved()
-        record = self.decisions.get(number & ~15)
-        # A foreign and a missing decision look the same; a forgotten person's is missing.
-        if record is None or record.tenant != caller.tenant:
-            raise missing
-        if record.key and self.store.find(record.key) < 0:
-            raise missing
-        answer = msgspec.json.decode(record.answer)
-        index = number & 15
-        if index >= len(answer["decisions"]):
-            raise missing
-        return 200, self._encode(
-            answer["decisions"][index]
-            | {
-                "profileVersion": answer["profileVersion"],
-                "decidedAt": record.time_s,
-                "shardId": self.shard_id,
-            }
-        )
-
-    def _item_get(self, caller: Caller, body: bytes, _: int) -> Answer:
-        document = self.tenant(caller.tenant).catalogue.document(body.decode())
-        if document is None:
-            raise RequestError(404, "no such item", "id", repr(body.decode()))
-        return 200, document
-
-    def _stats(self, caller: Caller, body: bytes, _: int) -> Answer:
-        return 200, self._encode(self.stats())
-
     def pulse(self) -> int:
         """Let timers fire that are due; returns how many did, at most FIRED_MAX."""
         return self.watch.tick(self.mailroom.posted)
 
     def stats(self) -> dict[str, Any]:
         """Counters of this shard, for /metrics and /v1/shards."""
-        return (
-            describe_shard(self, self.stages)
-            | self.sample.report()
-            | self.watch.counters()
-            | self.mailroom.counters()
-        )
+        return super().stats() | self.watch.counters() | self.mailroom.counters()
 
 
 def hash_session(session: str | None) -> int:
     """A 32-bit number of a session id; tells one session of a person from the next. 0 = no id."""
     return 0 if session is None else digest(0, session.encode()) & 0xFFFFFFFF or 1
-
-
-def _no_profile() -> RequestError:
-    return RequestError(404, "no such profile", "id", "", "the id of a person with a profile")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from actors.admission import Admission
 from actors.stages import Stages
 from actors.state import ShardState
 
 
-def describe_shard(state: ShardState, stages: Stages) -> dict[str, Any]:
+def describe_shard(state: ShardState, stages: Stages, admission: Admission) -> dict[str, Any]:
     """Counters of a shard, by name."""
     store, dedupe, decisions = state.store, state.dedupe, state.decisions
     now_s = int(state.now())
@@ -26,6 +27,8 @@ def describe_shard(state: ShardState, stages: Stages) -> dict[str, Any]:
         "dedupeReachSeconds": now_s - dedupe.floor_s(now_s),
         "decisionRecords": len(decisions),
         "decisionBytes": decisions.bytes_used,
+        "overloaded": admission.overloaded,
+        "shed": admission.shed,
         "log": None if state.journal is None else state.journal.report(),
         **_archive(state),
         **stages.counters(),

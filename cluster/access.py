@@ -38,6 +38,8 @@ class StoredKey(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fiel
 
     origins     of pages that may use this pk_ key, as browsers write them; "*" allows every page
     durability  of messages that name none; None: the setting's
+    rate        messages a second that each gateway takes of this key; None: no bound
+    burst       messages at once; None: as many as in one second
     """
 
     id: str
@@ -49,6 +51,8 @@ class StoredKey(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fiel
     expires_at: float = 0.0
     origins: tuple[Origin, ...] = ()
     durability: Level | None = None
+    rate: Annotated[float, Meta(gt=0)] | None = None
+    burst: Annotated[float, Meta(ge=1)] | None = None
 
 
 def check_private(path: Path, what: str) -> None:

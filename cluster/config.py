@@ -112,6 +112,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long one attempt at an owner may take."""
     inflight_max: Positive = 4096
     """Requests that a router holds open per shard; more answers 429."""
+    queue_target_s: Seconds = 0.05
+    """A wait in a shard's queue that is fine; if even the shortest one is longer, ..."""
+    queue_interval_s: Seconds = 0.1
+    """... for this long, requests that waited longer get 429 until the queue is short again."""
     map_wait_s: Seconds = 10.0
     """How long a request waits for a dead shard's successor."""
 

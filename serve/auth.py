@@ -36,6 +36,7 @@ from cluster.config import Config
 from cluster.errors import VALUE_SHOWN_MAX, AuthError, ConfigError, RequestError
 from cluster.levels import Level
 from serve.problems import Header
+from serve.rate_limit import Bucket
 
 LOG = logging.getLogger("onehop.serve")
 
@@ -52,6 +53,7 @@ class Caller(NamedTuple):
     """Who a request speaks for. `meta` is what the owner is told ("s:default").
 
     origins  of pages that may use this pk_ key
+    bucket   bounds how much this gateway takes of the key; None: nothing does
     """
 
     role: Role
@@ -59,6 +61,7 @@ class Caller(NamedTuple):
     meta: bytes
     expires_at: float = float("inf")
     origins: frozenset[bytes] = frozenset()
+    bucket: Bucket | None = None
 
 
 def caller(
@@ -147,6 +150,7 @@ class Keys:
         self._clock = clock
         self._keyless = caller("sk", DEFAULT_TENANT) if keyless else None
         self._verified: dict[bytes, Caller] = {}
+        self._buckets: dict[str, Bucket] = {}
         self._stamp: tuple[int, int] | None = None
         self._checked_at = 0.0
         self._stored: list[StoredKey] = []
@@ -221,7 +225,18 @@ class Keys:
         if match is None or match.role != role.decode():
             raise AuthError("the key is unknown")
         origins = frozenset(origin.encode() for origin in match.origins)
-        return caller(match.role, match.tenant, match.expires_at, origins, match.durability)
+        found = caller(match.role, match.tenant, match.expires_at, origins, match.durability)
+        return found._replace(bucket=self._bucket(match))
+
+    def _bucket(self, key: StoredKey) -> Bucket | None:
+        """A key's bucket: the same one as long as its rate is, though the file is read again."""
+        if key.rate is None:
+            return None
+        burst = key.burst or max(key.rate, 1.0)
+        bucket = self._buckets.get(key.id)
+        if bucket is None or (bucket.rate, bucket.burst) != (key.rate, burst):
+            bucket = self._buckets[key.id] = Bucket(key.rate, burst)
+        return bucket
 
     def _reload(self) -> None:
         self._checked_at = self._clock()
@@ -242,6 +257,8 @@ class Keys:
             LOG.error("keys not reloaded: %s", error)
         self._stamp = stamp
         self._verified.clear()
+        known = {key.id for key in self._stored}
+        self._buckets = {name: one for name, one in self._buckets.items() if name in known}
         self.origins = frozenset(origin.encode() for key in self._stored for origin in key.origins)
 
 

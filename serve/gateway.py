@@ -156,6 +156,8 @@ class Gateway:
         limit = BODY_BYTES_MAX if op is Op.DECIDE else EVENT_BYTES_MAX
         if len(body) > limit:
             raise too_large("the message", len(body), limit)
+        if caller.bucket is not None:
+            caller.bucket.take(self.loop.time())
         position = position_of(caller, person)
         status, reply = await self.router.call(
             op, position, body, caller.meta, person.message_id is not None

@@ -79,6 +79,8 @@ class ShardStats(msgspec.Struct, rename="camel"):
     webhooks_open: int = 0
     messages: dict[str, int] = {}
     contacts_suppressed: dict[str, int] = {}
+    shed: int = 0
+    overloaded: bool = False
     stages: dict[str, StageLatency] = {}
     log: LogStats | None = None
     cpu_seconds: float = 0.0
@@ -94,6 +96,7 @@ MEMORY = ("profile", "model", "dedupe", "decision", "outbox")
 GAUGES = {
     "profiles": "Profiles held",
     "items": "Catalogue items",
+    "overloaded": "1 while requests are refused because they wait too long",
     "dedupe_reach_seconds": "How far back every messageId is known",
     "hottest_key_share": "Share of the requests that one person has, if it stands out",
     "timers": "Inactivity timers that run",
@@ -103,7 +106,7 @@ GAUGES = {
     "webhooks_open": "Webhooks whose circuit breaker is open",
 }
 TOTALS = (
-    *("requests", "events", "decides", "duplicates", "refused", "degraded"),
+    *("requests", "events", "decides", "duplicates", "refused", "degraded", "shed"),
     *("archive_failures", "cpu_seconds"),
     *("timers_fired", "messages_pushed", "webhook_attempts", "webhook_failures"),
 )

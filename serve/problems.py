@@ -7,6 +7,7 @@ says that a retry with the same messageId is safe.
 from __future__ import annotations
 
 import logging
+import math
 import re
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ import msgspec
 
 from actors.messages import Problem, problem
 from cluster.errors import AuthError, Overloaded, ReadOnly, RequestError, StoreFull, Unavailable
+from serve.rate_limit import RateLimited
 
 Header = tuple[bytes, bytes]
 
@@ -93,6 +95,9 @@ def answer_of(error: Exception) -> Answer:
     if isinstance(error, AuthError):
         challenge = ((b"www-authenticate", b'Bearer realm="onehop"'),)
         return Answer(401, _document(401, "the key is missing or not valid", str(error)), challenge)
+    if isinstance(error, RateLimited):
+        header = (b"retry-after", b"%d" % math.ceil(error.retry_after_s))
+        return Answer(429, _document(429, "the key's rate is used up", str(error)), (header,))
     if isinstance(error, Overloaded):
         return _later(429, "too many requests are in flight", str(error))
     if isinstance(error, ReadOnly):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -250,5 +251,62 @@ def test_an_answer_larger_than_a_frame_is_a_problem_and_not_the_end_of_the_conne
         peer.ask(2, Op.TRACK, {"userId": "a", "event": "e"})
         answers = [await peer.frame() for _ in range(2)]
         assert [answer[2] for answer in answers] == [422, 200]
+
+    with_endpoint(act)
+
+
+def test_a_standing_queue_gets_429_at_once_and_counters_are_told_all_the_same() -> None:
+    async def act(endpoint: Endpoint, connect: Callable[[], Awaitable[Peer]]) -> None:
+        peer = await connect()
+        await peer.greet("gateway", SECRET)
+        body = {"userId": "a", "event": "Searched"}
+        peer.ask(0, Op.TRACK, body)
+        await peer.frame()
+        shard = endpoint.shard
+        handle = shard.handle
+
+        def slow(op: int, caller: Caller, content: bytes, arrived_ns: int) -> tuple[int, bytes]:
+            time.sleep(0.002)
+            return handle(op, caller, content, arrived_ns)
+
+        shard.handle = slow  # type: ignore[assignment, method-assign]
+        count = 400
+        for number in range(1, count):
+            peer.ask(number, Op.TRACK, body)
+        peer.ask(count, Op.STATS, {})
+        frames = [await peer.frame() for _ in range(count)]
+        statuses = {frame[0]: frame[2] for frame in frames}
+        refused = [number for number, status in statuses.items() if status == 429]
+        assert set(statuses) == set(range(1, count + 1))
+        assert 100 < len(refused) < count
+        assert statuses[count] == 200
+        assert {statuses[number] for number in range(1, 26)} == {200}
+        assert shard.store.events_total == 1 + count - 1 - len(refused)
+        assert shard.stats()["shed"] == len(refused)
+        problem = next(frame[4] for frame in frames if frame[2] == 429)
+        assert msgspec.json.decode(problem)["status"] == 429
+        # The queue is gone, and with it the reason to refuse.
+        peer.ask(count + 1, Op.TRACK, body)
+        assert (await peer.frame())[2] == 200
+
+    with_endpoint(act)
+
+
+def test_a_disk_that_does_not_keep_up_bounds_what_is_taken() -> None:
+    async def act(endpoint: Endpoint, connect: Callable[[], Awaitable[Peer]]) -> None:
+        class Behind:
+            behind = has_room = True
+
+            def append(self, record: bytes) -> None:
+                pytest.fail("nothing more is taken")
+
+            def after_all(self, act: Callable[[], None], level: str) -> None:
+                act()
+
+        endpoint.shard.journal = Behind()  # type: ignore[assignment]
+        peer = await connect()
+        await peer.greet("gateway", SECRET)
+        peer.ask(1, Op.TRACK, {"userId": "a", "event": "Searched"})
+        assert (await peer.frame())[2] == 429
 
     with_endpoint(act)

@@ -1,0 +1,136 @@
+"""The part of `Shard` that is not the hot path: what it tells of people, decisions and itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import time
+from typing import Any
+
+import msgspec
+
+from actors.admission import Admission
+from actors.checked import decode
+from actors.hot_keys import KeySample
+from actors.messages import Person
+from actors.people import Caller, person_key
+from actors.profile import describe_profile
+from actors.records import Forgotten
+from actors.stages import Stages
+from actors.state import ShardState
+from actors.stats import describe_shard
+from cluster.config import Config
+from cluster.errors import RequestError
+from cluster.keys import KeyRange
+
+Answer = tuple[int, bytes]
+"""HTTP status, and JSON."""
+_NOBODY = -1
+
+
+class ShardReads(ShardState):
+    """A shard's state, and what may be asked of it. Handlers take (caller, body, arrived_ns)."""
+
+    def __init__(
+        self,
+        shard_id: str,
+        key_range: KeyRange,
+        config: Config,
+        epoch: int = 1,
+        now: Callable[[], float] = time,
+    ) -> None:
+        super().__init__(shard_id, key_range, config, epoch, now)
+        self.stages = Stages()
+        self.admission = Admission(
+            int(config.queue_target_s * 1e9), int(config.queue_interval_s * 1e9)
+        )
+        self.sample = KeySample()
+        self._encode = msgspec.json.Encoder().encode
+        self._person_decoder = msgspec.json.Decoder(Person)
+
+    def _owned(self, caller: Caller, user_id: str | None, anonymous_id: str | None) -> bytes | int:
+        """The person's key hash, or _NOBODY if another shard owns it."""
+        key = person_key(caller, user_id, anonymous_id)
+        place = int.from_bytes(key[:8], "big")
+        if not self.key_range.start <= place < self.key_range.stop:
+            return _NOBODY
+        self.sample.see(key)
+        return key
+
+    def owned(self, caller: Caller, user_id: str | None, anonymous_id: str | None) -> bytes | None:
+        """The key hash of a person of this shard, None: another's."""
+        key = self._owned(caller, user_id, anonymous_id)
+        return None if isinstance(key, int) else key
+
+    def moved(self) -> Answer:
+        return self._moved()
+
+    def _moved(self) -> Answer:
+        return 421, b'{"epoch":%d}' % self.epoch
+
+    def _profile_get(self, caller: Caller, body: bytes, _: int) -> Answer:
+        person = decode(self._person_decoder, body)
+        key = self._owned(caller, person.user_id, person.anonymous_id)
+        if isinstance(key, int):
+            return self._moved()
+        row = self.store.find(key)
+        if row < 0:
+            raise _no_profile()
+        return 200, self._encode(describe_profile(self.store, row, self.tenant(caller.tenant)))
+
+    def _profile_delete(self, caller: Caller, body: bytes, _: int) -> Answer:
+        person = decode(self._person_decoder, body)
+        key = self._owned(caller, person.user_id, person.anonymous_id)
+        if isinstance(key, int):
+            return self._moved()
+        row = self.store.find(key)
+        if row < 0:
+            raise _no_profile()
+        self.forget(row)
+        self.log(Forgotten(caller.tenant, key))
+        return 200, b'{"deleted":true}'
+
+    def _decision_get(self, caller: Caller, body: bytes, _: int) -> Answer:
+        missing = RequestError(
+            404, "no such decision", "decisionId", repr(body[:40].decode("utf-8", "replace"))
+        )
+        try:
+            place, number = int(body[:16], 16), int(body[16:], 16)
+        except ValueError:
+            raise missing from None
+        if not self.key_range.start <= place < self.key_range.stop:
+            return self._moved()
+        record = self.decisions.get(number & ~15)
+        # A foreign and a missing decision look the same; a forgotten person's is missing.
+        if record is None or record.tenant != caller.tenant:
+            raise missing
+        if record.key and self.store.find(record.key) < 0:
+            raise missing
+        answer = msgspec.json.decode(record.answer)
+        index = number & 15
+        if index >= len(answer["decisions"]):
+            raise missing
+        return 200, self._encode(
+            answer["decisions"][index]
+            | {
+                "profileVersion": answer["profileVersion"],
+                "decidedAt": record.time_s,
+                "shardId": self.shard_id,
+            }
+        )
+
+    def _item_get(self, caller: Caller, body: bytes, _: int) -> Answer:
+        document = self.tenant(caller.tenant).catalogue.document(body.decode())
+        if document is None:
+            raise RequestError(404, "no such item", "id", repr(body.decode()))
+        return 200, document
+
+    def _stats(self, caller: Caller, body: bytes, _: int) -> Answer:
+        return 200, self._encode(self.stats())
+
+    def stats(self) -> dict[str, Any]:
+        """Counters of this shard, for /metrics and /v1/shards."""
+        return describe_shard(self, self.stages, self.admission) | self.sample.report()
+
+
+def _no_profile() -> RequestError:
+    return RequestError(404, "no such profile", "id", "", "the id of a person with a profile")
