@@ -12,12 +12,13 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 export PIP_NO_INPUT = 1
 export DEBIAN_FRONTEND = noninteractive
 
-.PHONY: run test setup fmt check lock bench clean
+.PHONY: run test setup fmt check lock bench soak clean
 
 run: setup $(VENV)/.compiled
 	@exec $(BIN)/onehop up --demo $(ARGS)
 
 test: setup check $(VENV)/.compiled
+	@command -v strace >/dev/null || { apt-get update -q && apt-get install -q -y strace; } || true
 	$(BIN)/python -m pytest $(ARGS)
 
 check: setup
@@ -47,6 +48,11 @@ fmt: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/python -m tests.readme_tables
+
+# Random faults under load for half an hour, on a onehop of its own; histories of failures are kept.
+soak: setup $(VENV)/.compiled
+	@command -v strace >/dev/null || { apt-get update -q && apt-get install -q -y strace; }
+	$(BIN)/python -m tests.soak --minutes 30 $(ARGS)
 
 # The peers that the benchmarks run beside. Results are written next to each program.
 bench: setup

@@ -80,11 +80,23 @@ class Onehop:
     def wait_served(self, starts: int) -> None:
         """Wait until it said for the `starts`th time that it is up. Raises TimeoutError."""
         deadline = time.monotonic() + START_S
-        while _text(self.log).count("is up at") < starts:
-            assert self._process is not None
-            if self._process.poll() is not None or time.monotonic() > deadline:
+        while self.starts() < starts:
+            if (
+                self._process is None
+                or self._process.poll() is not None
+                or time.monotonic() > deadline
+            ):
                 raise TimeoutError(f"onehop is not up again:\n{_text(self.log)}")
             time.sleep(POLL_S)
+
+    def starts(self) -> int:
+        """How often it said that it is up."""
+        return _text(self.log).count("is up at")
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
 
     @property
     def key(self) -> str:

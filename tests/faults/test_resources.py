@@ -14,22 +14,11 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import SMALL, judge, new_load, put_item
+from tests.faults.faults import failing
 from tests.faults.onehop import SHARD, Onehop
 from tests.history import check
 
 pytestmark = [pytest.mark.cluster, pytest.mark.faults]
-
-
-@contextmanager
-def failing(pid: int, call: str) -> Iterator[None]:
-    """Within it, `call` of a process and its threads fails with EIO, and is not done."""
-    command = ["strace", "-f", "-qq", "-p", str(pid), "-e", f"trace={call}"]
-    command += ["-e", f"inject={call}:error=EIO", "-o", "/dev/null"]
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL) as tracer:
-        try:
-            yield
-        finally:
-            tracer.terminate()
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
