@@ -75,7 +75,7 @@ class Model:
 
     def base(self, items_n: int) -> Base:
         """What decisions read, over items 0..items_n - 1. Takes 0.3 s per million events."""
-        return bases.build(self.history, items_n)
+        return bases.build(self.history, items_n, self.sums.half_life_s)
 
     def to_bytes(self) -> bytes:
         """The model as a NumPy archive of named arrays."""

@@ -6,6 +6,7 @@ built in one process and read in many. Nothing here is ever written after it was
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +32,10 @@ QUITS = 64
 """Lengths of sequences told apart when it is learned how often they end."""
 RECENT_SHARE = 10
 """The newest 1/10 of all events is what `recent` counts."""
+NEVER = math.inf
+"""The half-life of what does not fade."""
+AGE_MIN = 1e-6
+"""What the oldest still counts for: twenty half-lives, and no more."""
 
 
 class Links(NamedTuple):
@@ -57,7 +62,7 @@ class Base(NamedTuple):
     after, before   what follows each item, and what stands before it
     postings_at     int64 [n + 1]; postings int32 [P, 2]: sequence and last place in history.items,
                     ascending, so the newest sequences of an item stand last
-    counts, recent  float32 [n], events per item: all, and of the newest 1/RECENT_SHARE
+    counts, recent  float32 [n], events per item: all, faded, and of the newest 1/RECENT_SHARE
     popular         int32 [POPULAR_MAX or fewer], by falling recent count
     quits           float32 [QUITS], share of the sequences with j events that have no more;
                     the last counts all longer ones
@@ -79,17 +84,22 @@ class Base(NamedTuple):
         return self.history.bytes_used + links + sum(int(array.nbytes) for array in self[3:])
 
 
-def build(history: History, n: int) -> Base:
-    """The base of `history` over items 0..n-1, or as many as the history names if that is more."""
+def build(history: History, n: int, half_life_s: float = NEVER) -> Base:
+    """The base of `history` over items 0..n-1, or as many as the history names if that is more.
+
+    half_life_s  a sequence counts half as much for each such time that it started before the newest
+    """
     starts, items = history.starts, history.items
     if len(items):
         n = max(n, int(items.max()) + 1)
-    after = Links(*_links(starts, items, n, STEPS, STEP_DECAY, SUCCESSORS_MAX, 1))
+    fresh = freshness(history.times, half_life_s)
+    after = Links(*_links(starts, items, fresh, n, STEPS, STEP_DECAY, SUCCESSORS_MAX, 1))
     before = Links(
-        *_links(starts, items, n, PREDECESSOR_STEPS, PREDECESSOR_DECAY, PREDECESSORS_MAX, -1)
+        *_links(starts, items, fresh, n, PREDECESSOR_STEPS, PREDECESSOR_DECAY, PREDECESSORS_MAX, -1)
     )
     postings_at, postings = _postings(starts, items, n, POSTINGS_MAX)
-    counts = np.bincount(items, minlength=n).astype(np.float32)
+    weights = np.repeat(fresh, np.diff(starts))
+    counts = np.bincount(items, weights, minlength=n).astype(np.float32)
     newest = items[len(items) - len(items) // RECENT_SHARE :]
     recent = np.bincount(newest, minlength=n).astype(np.float32)
     size = min(POPULAR_MAX, int(np.count_nonzero(counts)))
@@ -97,6 +107,15 @@ def build(history: History, n: int) -> Base:
     popular = np.lexsort((-counts, -recent))[:size].astype(np.int32)
     quits = _quits(np.diff(starts))
     return Base(history, after, before, postings_at, postings, counts, recent, popular, quits)
+
+
+def freshness(times: NDArray[np.uint32], half_life_s: float) -> NDArray[np.float32]:
+    """What sequences that started at `times`, in order, count for: float32 [S], the newest 1."""
+    if not len(times) or half_life_s == NEVER:
+        return np.ones(len(times), np.float32)
+    ages = (times[-1] - times) / half_life_s
+    fresh: NDArray[np.float32] = np.maximum(np.exp2(-ages), AGE_MIN).astype(np.float32)
+    return fresh
 
 
 def _quits(lengths: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -136,15 +155,17 @@ def _places(starts: Any, items: Any, n: int) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def _bounded_places(starts: Any, items: Any, n: int, direction: int) -> Any:
-    """Where each item occurs: offsets [n + 1], places [E], and where its sequence stops [E].
+def _bounded_places(starts: Any, items: Any, fresh: Any, n: int, direction: int) -> Any:
+    """Where each item occurs: offsets [n + 1], places [E], where its sequence stops and what that
+    sequence counts for, [E] each.
 
-    In a kernel that walks from every place this saves it two far reads of `starts` each time.
+    In a kernel that walks from every place this saves it far reads of `starts` and `fresh`.
     """
     events = items.shape[0]
     at = _offsets(items, n)
     places = np.empty(events, np.int64)
     stops = np.empty(events, np.int64)
+    counts_for = np.empty(events, np.float32)
     cursor = at[:-1].copy()
     for s in range(starts.shape[0] - 1):
         stop = starts[s + 1] if direction > 0 else starts[s] - 1
@@ -152,16 +173,24 @@ def _bounded_places(starts: Any, items: Any, n: int, direction: int) -> Any:
             o = cursor[items[p]]
             places[o] = p
             stops[o] = stop
+            counts_for[o] = fresh[s]
             cursor[items[p]] = o + 1
-    return at, places, stops
+    return at, places, stops, counts_for
 
 
 @njit(cache=True, nogil=True)
 def _links(
-    starts: Any, items: Any, n: int, steps: int, decay: float, kept_max: int, direction: int
+    starts: Any,
+    items: Any,
+    fresh: Any,
+    n: int,
+    steps: int,
+    decay: float,
+    kept_max: int,
+    direction: int,
 ) -> Any:
     """The arrays of Links: what comes after each item (direction 1) or before it (-1)."""
-    at, places, stops = _bounded_places(starts, items, n, direction)
+    at, places, stops, counts_for = _bounded_places(starts, items, fresh, n, direction)
     totals = np.zeros((n, 2), np.float32)
     indptr = np.zeros(n + 1, np.int64)
     weight_of = np.zeros(n, np.float32)
@@ -175,21 +204,22 @@ def _links(
     for item in range(n):
         found = 0
         total = np.float32(0.0)
-        direct = 0
+        direct = np.float32(0.0)
         for o in range(at[item], at[item + 1]):
             p = places[o] + direction
             near = min(steps, (stops[o] - p) * direction)
             if near <= 0:
                 continue
-            direct_of[items[p]] += np.float32(1.0)
-            direct += 1
+            counts = counts_for[o]
+            direct_of[items[p]] += counts
+            direct += counts
             for step in range(near):
                 other = items[p]
                 if weight_of[other] == 0.0:
                     seen[found] = other
                     found += 1
-                weight_of[other] += weights[step]
-                total += weights[step]
+                weight_of[other] += counts * weights[step]
+                total += counts * weights[step]
                 p += direction
         totals[item, 0] = total
         totals[item, 1] = direct

@@ -18,10 +18,15 @@ class Build:
     """
 
     def __init__(
-        self, parts: Sequence[History], events_max: int, items_n: int, included: int
+        self,
+        parts: Sequence[History],
+        events_max: int,
+        items_n: int,
+        included: int,
+        half_life_s: float,
     ) -> None:
         self.included = included
-        self._arguments = (parts, events_max, items_n)
+        self._arguments = (parts, events_max, items_n, half_life_s)
         self._base: Base | None = None
         self._error: Exception | None = None
         self._thread = Thread(target=self._run, name="onehop-build", daemon=True)
@@ -47,8 +52,8 @@ class Build:
         return self._base
 
     def _run(self) -> None:
-        parts, events_max, items_n = self._arguments
+        parts, events_max, items_n, half_life_s = self._arguments
         try:
-            self._base = bases.build(history.merge(parts, events_max), items_n)
+            self._base = bases.build(history.merge(parts, events_max), items_n, half_life_s)
         except Exception as error:
             self._error = error

@@ -320,7 +320,8 @@ class NextAction:
             self._untuned = (self._base.history, stream)
         included, stop = int(self._state[delta.INCLUDED]), int(self._state[delta.NEXT])
         parts.append(delta.events(self._live.log, included, stop))
-        return Build(parts, self._events_max, self._items.n, stop)
+        half_life_s = self.stacker.sums().half_life_s
+        return Build(parts, self._events_max, self._items.n, stop, half_life_s)
 
     def _pending_stream(self) -> tuning.Stream:
         """All that `learn_batch` brought since this was last asked; there must be something."""
@@ -345,7 +346,8 @@ class NextAction:
     def tune(self) -> None:
         """Learn the stacker's weights on the tail of what `learn_batch` brought, then free it.
 
-        It takes as long as `consolidate` and a second, and may run in another thread meanwhile.
+        How fast counts should fade is tried there too, and heeded by the next base. It takes as
+        long as six times `consolidate` and a second, and may run in another thread meanwhile.
         """
         if self._untuned is None:
             return
@@ -356,10 +358,9 @@ class NextAction:
             return
         # The base must end where the tail starts, or the answers would be known beforehand.
         merged = history.merge([known, self._sequences(stream.head(start))], self._events_max)
-        before = bases.build(merged, self._items.n)
         stacker, sums = Stacker(features.PRIOR), self.stacker.sums()
         stacker.install(sums)
-        tuning.tune(stacker, before, stream, start, self._items.attribute_ids, self._items.n)
+        tuning.tune(stacker, merged, stream, start, self._items.attribute_ids, self._items.n)
         # What live events taught meanwhile stays.
         self.stacker.install(self.stacker.sums().plus(stacker.sums().minus(sums)))
 

@@ -34,6 +34,11 @@ SHARP_LENGTH_MAX = 20
 SHARP_STRENGTH = 20.0
 SHARP_MAX = 1.5
 """Bound of the logarithm of sharpness."""
+DAY_S = 86400.0
+HALF_LIVES_S = (math.inf, 90 * DAY_S, 30 * DAY_S, 10 * DAY_S, 3 * DAY_S)
+"""Half-lives of counts that are tried, the first none at all..."""
+AGE_EVIDENCE = 5.0
+"""...of which the longest is taken that is so many nats near the best: chance is no reason."""
 _MISSED = np.array([2.0, 0.5])
 
 
@@ -46,6 +51,8 @@ class Sums(NamedTuple):
                        no candidate
     sharp_precision    float64 [BELIEFS, 2, 2], of the two parameters of sharpness
     sharp_information  float64 [BELIEFS, 2]
+    ages               float64 [len(HALF_LIVES_S)], no belief: log-likelihood of what came next
+                       with each half-life of the counts, above that with the first
     """
 
     precision: NDArray[np.float64]
@@ -53,6 +60,7 @@ class Sums(NamedTuple):
     missed: NDArray[np.float64]
     sharp_precision: NDArray[np.float64]
     sharp_information: NDArray[np.float64]
+    ages: NDArray[np.float64]
 
     def plus(self, other: Sums) -> Sums:
         """The sum of both."""
@@ -61,6 +69,12 @@ class Sums(NamedTuple):
     def minus(self, other: Sums) -> Sums:
         """What has to be added to `other` to get this."""
         return Sums(*(a - b for a, b in zip(self, other, strict=True)))
+
+    @property
+    def half_life_s(self) -> float:
+        """After which time counts should count half, as far as is known."""
+        near_best = self.ages >= self.ages.max() - AGE_EVIDENCE
+        return HALF_LIVES_S[int(np.argmax(near_best))]
 
 
 class Stacker:
@@ -80,6 +94,7 @@ class Stacker:
             np.zeros((BELIEFS, LENGTHS, 2)),
             np.zeros((BELIEFS, 2, 2)),
             np.zeros((BELIEFS, 2)),
+            np.zeros(len(HALF_LIVES_S)),
         )
         known = self._known
         known.precision[EVERYWHERE] = np.eye(features) * strength
@@ -113,6 +128,17 @@ class Stacker:
         if chosen >= 0:
             self.samples += 1
         self._believe()
+
+    def likelihood(self, features: NDArray[np.float32], n: int, chosen: int, length: int) -> float:
+        """log P(candidate `chosen` comes next), without learning; -1: none of the n found."""
+        missed = self.missed_share(length)
+        if chosen < 0 or n == 0:
+            return math.log(max(missed, 1e-9))
+        scores = self.weights[EVERYWHERE] @ features[:, :n]
+        highest = scores.max()
+        return float(scores[chosen] - highest - np.log(np.exp(scores - highest).sum())) + math.log(
+            1.0 - missed
+        )
 
     def _teach(
         self, belief: int, features: NDArray[np.float32], n: int, chosen: int, length: int
@@ -150,9 +176,9 @@ class Stacker:
                 self._sharpness[belief] = self._sharpness[EVERYWHERE]
                 self._missed[belief] = self._missed[EVERYWHERE]
                 continue
-            sums: list[Any] = [part[belief] for part in known]
+            sums: list[Any] = [part[belief] for part in known[:-1]]
             if belief != EVERYWHERE:
-                prior = (part[EVERYWHERE] for part in known)
+                prior = (part[EVERYWHERE] for part in known[:-1])
                 sums = [own + shared * part for own, part in zip(sums, prior, strict=True)]
             precision, information, missed, sharp_precision, sharp_information = sums
             self.weights[belief] = solved(precision, information)
@@ -175,6 +201,10 @@ class Stacker:
     def sharpness(self, length: int, surface: int = EVERYWHERE) -> float:
         """What scores are multiplied by before their softmax is a probability."""
         return self._sharpness[surface][min(length, SHARP_LENGTH_MAX)]
+
+    def note_ages(self, gains: NDArray[np.float64]) -> None:
+        """What each of HALF_LIVES_S gained over the first on some part of a stream, in nats."""
+        self._known.ages[:] += gains
 
     def sums(self) -> Sums:
         """What was learned, prior included: copies."""

@@ -24,6 +24,7 @@ import numpy as np
 
 from actors import events
 from actors.engine import features as f
+from actors.engine.base import NEVER
 from actors.engine.engine import NextAction
 from actors.messages import Item
 from actors.people import Caller, person_key
@@ -72,6 +73,7 @@ COLUMNS = (
         "model_bytes",
         "load_s",
         "tune_s",
+        "half_life_days",
         "cases",
     ),
 )
@@ -112,6 +114,9 @@ class Subject:
         self.engine.consolidate()
         self.load_s = (perf_counter_ns() - started) / 1e9
         self.engine.tune()
+        self.half_life_s = self.engine.stacker.sums().half_life_s
+        if self.half_life_s != NEVER:
+            self.engine.consolidate()
         self.tune_s = (perf_counter_ns() - started) / 1e9 - self.load_s
 
     def _load(self, people: int) -> None:
@@ -273,6 +278,7 @@ def measure(data: Data, cases_max: int, online: bool, silenced: Iterable[int] = 
         "model_bytes": subject.engine.bytes_used(),
         "load_s": subject.load_s,
         "tune_s": subject.tune_s,
+        "half_life_days": 0 if subject.half_life_s == NEVER else round(subject.half_life_s / 86400),
         "cases": len(outcomes),
     }
 
