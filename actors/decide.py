@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from actors.decisions import ContentSpec, DecisionSpec, ProductSpec
-from actors.surfaces import ranking
+from actors.decisions import ContentSpec, DecisionSpec, OfferSpec, ProductSpec, UiSpec
+from actors.surfaces import offer, ranking, ui
 from actors.surfaces.interface import Plan
 from actors.tenant import Tenant
 from cluster.errors import RequestError
@@ -14,6 +14,8 @@ from cluster.errors import RequestError
 PLANNERS: dict[type, Callable[[Tenant, Any, str], Plan]] = {
     ContentSpec: ranking.plan,
     ProductSpec: ranking.plan,
+    OfferSpec: offer.plan,
+    UiSpec: ui.plan,
 }
 
 

@@ -23,9 +23,13 @@ from cluster.levels import Level
 
 
 class Action(Strict):
-    """One candidate. A plain string is short for {"id": string}."""
+    """One candidate. A plain string is short for {"id": string}.
+
+    features  what it is like, for policies of documents
+    """
 
     id: Name
+    features: Annotated[dict[Name, str | float | bool], Meta(max_length=64)] = {}
 
 
 Actions = Annotated[list[str | Action], Meta(min_length=1, max_length=ACTIONS_MAX)]
@@ -43,7 +47,10 @@ RawActions = Annotated[
                     {"type": "string"},
                     {
                         "type": "object",
-                        "properties": {"id": {"type": "string", "minLength": 1, "maxLength": 256}},
+                        "properties": {
+                            "id": {"type": "string", "minLength": 1, "maxLength": 256},
+                            "features": {"type": "object", "maxProperties": 64},
+                        },
                         "required": ["id"],
                         "additionalProperties": False,
                     },
@@ -76,6 +83,13 @@ class Pin(Strict):
     position: Annotated[int, Meta(ge=1, le=RESULTS_MAX)]
 
 
+class Slot(Strict):
+    """One place on the page. baseline_action stands there for people of a holdout."""
+
+    id: Annotated[str, Meta(min_length=1, max_length=64)]
+    baseline_action: Name | None = None
+
+
 class Spec(Strict, tag_field="surface"):
     """Base of what may be asked for: one type per surface, told apart by the field `surface`."""
 
@@ -88,7 +102,9 @@ class Spec(Strict, tag_field="surface"):
 class RankingSpec(Spec):
     """A ranking of items. Without `actions`, or with null, the whole catalogue is ranked.
 
-    policy          "default" (the engine) or "vector"
+    policy          "default" (the engine), "vector", or the id of a document of /v1/policies
+    slots           the places to be filled, instead of num_results
+    baseline_action stands first for people of a holdout; a slot may have its own
     exclude_seen    True leaves out what the person has seen lately; None = the surface's rule
     exclude_bought  leaves out what the person has bought lately
     filter          as in `actors.filters`; filter_values fill in its $names
@@ -99,7 +115,7 @@ class RankingSpec(Spec):
     actions: RawActions = msgspec.field(default_factory=msgspec.Raw)
     excluded_actions: Annotated[list[str], Meta(max_length=ACTIONS_MAX)] = []
     num_results: Annotated[int, Meta(ge=1, le=RESULTS_MAX)] = 10
-    policy: Literal["default", "vector"] = "default"
+    policy: DocumentId = "default"
     exclude_seen: bool | None = None
     exclude_bought: bool = True
     filter: str | None = None
@@ -109,6 +125,8 @@ class RankingSpec(Spec):
     pins: Annotated[list[Pin], Meta(max_length=20)] = []
     rotation: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
     exploration: Annotated[float, Meta(ge=0.0, le=0.5)] = 0.0
+    slots: Annotated[list[Slot], Meta(max_length=RESULTS_MAX)] = []
+    baseline_action: Name | None = None
 
 
 class ContentSpec(RankingSpec, tag="content"):
@@ -130,7 +148,7 @@ class OfferSpec(Spec, tag="offer"):
 
 
 class UiSpec(Spec, tag="ui"):
-    """Variants of a page: one flag by its key, or "*" for all flags."""
+    """What a person sees of a flag: a variant of the page, or a layout of several slots."""
 
     flag_key: str
 

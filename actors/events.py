@@ -87,6 +87,10 @@ class EventTypes:
             self.on_new(name)
         return number
 
+    def find(self, name: str) -> int:
+        """The number of a name, -1 if it has none."""
+        return self._numbers.get(name, -1)
+
 
 def enters_ring(event_type: int, item: int) -> bool:
     """Whether an event is one of the person's last events: it has an item that was acted on."""

@@ -6,27 +6,15 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from actors.decisions import Surface
 from actors.documents import DocumentId, Kind
 from actors.messages import Strict
+from actors.surfaces.common import Text
+from actors.surfaces.experiment_documents import Experiment, Holdout, check_experiment
+from actors.surfaces.flag_documents import Flag, check_flag
+from actors.surfaces.offer_documents import Guardrails, Offer, check_guardrails, check_offer
 from actors.treatment.policy import PolicySpec, check_policy
 from actors.triggers import Trigger, check_trigger
 from actors.webhook_rules import Webhook, check_webhook
-
-Text = Annotated[str, Meta(max_length=1024)]
-
-
-class Holdout(Strict):
-    """A share of people for whom nothing is personalized, to measure what personalization brings.
-
-    percent   of people, by a hash of person and id; they stay the same people
-    surfaces  on which; none named: on all
-    """
-
-    percent: Annotated[float, Meta(gt=0, le=50)]
-    id: DocumentId | None = None
-    description: Text = ""
-    surfaces: tuple[Surface, ...] = ()
 
 
 class Budget(Strict):
@@ -46,6 +34,10 @@ KINDS = (
     Kind("triggers", Trigger, check_trigger),
     Kind("webhooks", Webhook, check_webhook),
     Kind("holdouts", Holdout),
+    Kind("experiments", Experiment, check_experiment),
+    Kind("guardrails", Guardrails, check_guardrails),
+    Kind("offers", Offer, check_offer),
+    Kind("flags", Flag, check_flag),
     Kind("budgets", Budget),
     Kind("policies", PolicySpec, check_policy),
 )

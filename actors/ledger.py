@@ -7,19 +7,20 @@ protects the person (consents, caps) never leaves to make room.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from actors.books import Effect
 from actors.store import ProfileStore
+from actors.treatment.policy import Policy
 from cluster.errors import RequestError
 
 LEDGER_BYTES_MAX = 4096
 """With the largest traits, vector and ring it still fits a blob of the store."""
 
 
-Mark = tuple[bytes | None, int]
+Mark = tuple[bytes | None, int, int]
 
 
 class _Entry(msgspec.Struct, array_like=True):
@@ -41,6 +42,7 @@ class Quote(_Entry):
     expires_s: int
     reserved: int = 0
     redeemed_s: int = 0
+    budget: str = ""
 
 
 class Count(_Entry):
@@ -52,10 +54,19 @@ class Count(_Entry):
 
 
 class Sticky(_Entry):
-    """A variant that stays. until_s 0 = for good."""
+    """A variant that stays: until `until_s` (0 = for good), within `session` (0 = any)."""
 
     variant: str
     until_s: int = 0
+    session: int = 0
+
+
+class Exposure(_Entry):
+    """The variant of an experiment, since when the person is exposed, and the outcome so far."""
+
+    time_s: int
+    variant: str
+    value: float = 0.0
 
 
 class Consent(_Entry):
@@ -96,7 +107,7 @@ class Ledger(msgspec.Struct, array_like=True):
 
     caps       by cap, as "offers/ID"
     sticky     by what is assigned, as "flags/KEY"
-    exposures  by experiment: when the person first saw a variant of it, and which
+    exposures  by experiment
     memories   by policy: what the person did with its arms (actors.treatment.memory)
     suppressed by channel ("" = all): until when nothing is sent there, 0 = for good
     reach      whom the timers are about; None if there are none
@@ -107,7 +118,7 @@ class Ledger(msgspec.Struct, array_like=True):
     quotes: list[Quote] = []
     caps: dict[str, Count] = {}
     sticky: dict[str, Sticky] = {}
-    exposures: dict[str, tuple[int, str]] = {}
+    exposures: dict[str, Exposure] = {}
     consents: dict[str, Consent] = {}
     contacts: list[Contact] = []
     timers: list[Timer] = []
@@ -187,14 +198,31 @@ def _shrunk(ledger: Ledger, now_s: int) -> bytes:
     return packed
 
 
+class Opened(NamedTuple):
+    """A decision of a policy that waits for its rewards, as `rewards` keeps it.
+
+    number    the decision's; arms and slots by slot, "" = its only one
+    active    False: rewards count only once the decision is activated
+    """
+
+    number: int
+    policy: Policy
+    arms: list[str]
+    slots: list[str]
+    trace: bytes
+    active: bool = True
+
+
 class OpenLedger:
     """One person's ledger during one request: read when it is first needed, written if changed."""
 
-    __slots__ = ("_changed", "_ledger", "_row", "_store", "effects")
+    __slots__ = ("_changed", "_ledger", "_row", "_store", "effects", "opened")
 
     def __init__(self, store: ProfileStore, row: int) -> None:
         self.effects: list[Effect] = []
         """What the request does to the books of the shard; counted when it ends."""
+        self.opened: list[Opened] = []
+        """Decisions made in the request that rewards may come for."""
         self._store = store
         self._row = row
         self._ledger: Ledger | None = None
@@ -217,11 +245,12 @@ class OpenLedger:
 
     def mark(self) -> Mark:
         """What `back_to` needs to undo what changes from here on."""
-        return _encode(self.read()) if self._changed else None, len(self.effects)
+        return _encode(self.read()) if self._changed else None, len(self.effects), len(self.opened)
 
     def back_to(self, mark: Mark) -> None:
         """Be as at the mark."""
-        kept, effects = mark
+        kept, effects, opened = mark
         self._changed = kept is not None
         self._ledger = None if kept is None else _decode(kept)
         del self.effects[effects:]
+        del self.opened[opened:]

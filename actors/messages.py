@@ -48,6 +48,7 @@ class Properties(Wire):
     price: Finite | None = None
     quantity: Annotated[float, Meta(ge=0, le=1e9)] | None = None
     query: Annotated[str, Meta(max_length=1024)] | None = None
+    quote_id: Annotated[str, Meta(max_length=32)] | None = None
     ms: Annotated[float, Meta(ge=0, le=1e12)] | None = None
     depth: Annotated[float, Meta(ge=0, le=1e6)] | None = None
 

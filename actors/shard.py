@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from actors import records
+from actors.books import Effect
 from actors.checked import check_event, decode, refusal
 from actors.contact_ops import ContactOps
 from actors.context import NO_CODES, codes_of
@@ -46,6 +47,7 @@ from actors.records import (
 from actors.shard_reads import Answer, ShardReads
 from actors.state import DISK_FULL
 from actors.surfaces.interface import Who
+from actors.surfaces.outcomes import settle
 from actors.tenant import Tenant
 from actors.watch import NOTHING, Said, Watch, Watched
 from cluster.config import Config
@@ -190,6 +192,11 @@ class Shard(ShardReads):
         place = key[:8].hex()
         ledger = OpenLedger(self.store, row)
         who = Who(self.store, row, int(now_s), context, self._rng, ledger, key, request.context)
+        unchanged = ledger.mark()
+        if row >= 0 and applied:
+            self.stages.quotes_missing += settle(
+                tenant, ledger, request.events, applied, int(now_s)
+            )
         ids = [f"{place}{first + i:016x}" for i in range(len(planned))]
         decisions, cheap = decide_each(
             tenant,
@@ -203,15 +210,13 @@ class Shard(ShardReads):
         said = Said(key, row, request.user_id, request.anonymous_id, request.events, applied, body)
         try:
             watched = self.watch.observe(tenant, said, ledger, decisions, int(now_s))
-            changed = ledger.packed(int(now_s))
-            if changed is not None:
-                row = self.set_ledger(key, int(now_s), changed)
-            tenant.books.apply(ledger.effects, int(now_s))
+            changed = self.store_ledger(tenant, key, ledger, int(now_s))
+            row = row if changed is None else self.store.find(key)
         except Exception:
             # What the decisions rest on can't be kept, so they can't stand.
             LOG.exception("shard %s can't keep a ledger", self.shard_id)
             watched, changed, cheap = NOTHING, None, len(planned)
-            ledger.effects.clear()
+            ledger.back_to(unchanged)
             decisions = [
                 one.cheap(tenant, decision_id, who)
                 for decision_id, one in zip(ids, planned, strict=True)
@@ -312,29 +317,30 @@ class Shard(ShardReads):
         session = hash_session(request.session_id)
         row = self.apply_events(tenant, key, applied, session, NO_CODES)
         said = Said(key, row, request.user_id, request.anonymous_id, [event], applied, body)
-        watched, ledger = self._watch(tenant, said, int(now_s))
+        watched, ledger, effects = self._watch(tenant, said, int(now_s))
         answer = self._answer(request.message_id, op, body, row, opened.level)
         record = Observed(
             *(caller.tenant, key, session, int(now_s), applied, 0, answer),
             ledger=ledger,
+            effects=effects,
             contacted=watched.contacted,
         )
         self._keep(record, row, watched)
         self.stages.record(started_ns - arrived_ns, perf_counter_ns() - started_ns, None)
         return 200, answer.content
 
-    def _watch(self, tenant: Tenant, said: Said, now_s: int) -> tuple[Watched, bytes | None]:
-        """What triggers make of a tracked event, and the ledger that is stored for it."""
+    def _watch(
+        self, tenant: Tenant, said: Said, now_s: int
+    ) -> tuple[Watched, bytes | None, list[Effect]]:
+        """What a tracked event means to surfaces and triggers: the ledger and effects it leaves."""
         opened = OpenLedger(self.store, said.row)
+        self.stages.quotes_missing += settle(tenant, opened, said.events, said.applied, now_s)
         watched = self.watch.observe(tenant, said, opened, [], now_s)
         try:
-            changed = opened.packed(now_s)
-            if changed is not None:
-                self.set_ledger(said.key, now_s, changed)
-            return watched, changed
+            return watched, self.store_ledger(tenant, said.key, opened, now_s), opened.effects
         except (RequestError, StoreFull) as error:
             LOG.error("shard %s can't keep a ledger: %s", self.shard_id, error)
-            return NOTHING, None
+            return NOTHING, None, []
 
     def _identify(self, caller: Caller, body: bytes, arrived_ns: int) -> Answer:
         request = decode(self._identify_decoder, body)

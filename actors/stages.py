@@ -46,6 +46,7 @@ class Stages:
         self.duplicates = 0
         self.refused = 0
         self.degraded = 0
+        self.quotes_missing = 0
 
     def record(self, queue_ns: int, update_ns: int, score_ns: int | None) -> None:
         """Count one request; score_ns is None if nothing was decided."""
@@ -67,6 +68,7 @@ class Stages:
             "duplicates": self.duplicates,
             "refused": self.refused,
             "degraded": self.degraded,
+            "quotesMissing": self.quotes_missing,
             "stages": {
                 "queue": histogram(self.queue, self.queue_ns),
                 "update": histogram(self.update, self.update_ns),

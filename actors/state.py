@@ -22,7 +22,7 @@ from actors.checked import Applied
 from actors.context import Codes
 from actors.documents import Stored
 from actors.journal import Journal
-from actors.ledger import unpack
+from actors.ledger import OpenLedger, unpack
 from actors.messages import Item
 from actors.outbox import Outbox
 from actors.profile import merge_traits
@@ -189,6 +189,20 @@ class ShardState:
         row = self.store.ensure(key, now_s)
         self.store.set_ledger(row, ledger)
         return row
+
+    def store_ledger(
+        self, tenant: Tenant, key: bytes, opened: OpenLedger, now_s: int
+    ) -> bytes | None:
+        """Store what a request changed of a person's ledger, and count its effects.
+
+        Returns the ledger for the record, None if it is as it was. Raises StoreFull and
+        RequestError, and changes nothing then.
+        """
+        changed = opened.packed(now_s)
+        if changed is not None:
+            self.set_ledger(key, now_s, changed)
+        tenant.books.apply(opened.effects, now_s)
+        return changed
 
     def book(self, tenant_name: str, key: bytes, ledger: bytes) -> int:
         """`set_ledger` now, outside of a decide call, and log it."""

@@ -32,6 +32,7 @@ class Tenant:
         self.event_types = EventTypes()
         self.documents = Documents(KINDS)
         self.books = Books()
+        self.treatment = Treatment()
         self.engine = NextAction(
             store,
             self.catalogue,

@@ -65,6 +65,7 @@ class ShardStats(msgspec.Struct, rename="camel"):
     duplicates: int = 0
     refused: int = 0
     degraded: int = 0
+    quotes_missing: int = 0
     archive_lag_seconds: float | None = None
     archive_failures: int = 0
     timers: int = 0
@@ -106,7 +107,16 @@ GAUGES = {
     "webhooks_open": "Webhooks whose circuit breaker is open",
 }
 TOTALS = (
-    *("requests", "events", "decides", "duplicates", "refused", "degraded", "shed"),
+    *(
+        "requests",
+        "events",
+        "decides",
+        "duplicates",
+        "refused",
+        "degraded",
+        "shed",
+        "quotes_missing",
+    ),
     *("archive_failures", "cpu_seconds"),
     *("timers_fired", "messages_pushed", "webhook_attempts", "webhook_failures"),
 )

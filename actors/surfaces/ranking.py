@@ -20,6 +20,7 @@ from actors.decisions import (
     Contribution,
     Decision,
     Explanation,
+    FilledSlot,
     Ranked,
     RankingSpec,
     Rejected,
@@ -29,8 +30,11 @@ from actors.engine.interface import Ranking
 from actors.engine.stacker import SURFACES
 from actors.rules import Filling, Rules, check_rules
 from actors.store import StoredEvent
-from actors.surfaces.interface import Who
+from actors.surfaces.choosing import plan_choice
+from actors.surfaces.experiments import arrange, rotas
+from actors.surfaces.interface import Plan, Who
 from actors.tenant import Tenant
+from actors.treatment.features import Arm
 from cluster.errors import RequestError
 
 LOG = logging.getLogger("onehop.actors")
@@ -63,7 +67,81 @@ class Planned(NamedTuple):
         return popular(tenant, decision_id, self)
 
 
-def plan(tenant: Tenant, spec: RankingSpec, field: str) -> Planned:
+class Arrangeable(NamedTuple):
+    """A ranking in which experiments, holdouts and slots have a say."""
+
+    inner: Plan
+    spec: RankingSpec
+    field: str
+
+    def decide(self, tenant: Tenant, decision_id: str, who: Who, explain: bool) -> Decision:
+        spec = self.spec
+        arranged = arrange(tenant, spec.surface, "", who)
+        if arranged.holdout is not None:
+            made = self.cheap(tenant, decision_id, who)
+        elif arranged.policy is not None and spec.actions:
+            actions = _arms(_actions(spec.actions, f"{self.field}actions"))
+            chosen = plan_choice(tenant, spec, actions, arranged.policy, self.field)
+            made = in_slots(chosen.decide(tenant, decision_id, who, explain), spec)
+        else:
+            made = in_slots(self.inner.decide(tenant, decision_id, who, explain), spec)
+        made.holdout, made.experiment = arranged.holdout, arranged.assignment
+        if arranged.arm is not None:
+            _lift(made, arranged.arm, spec, "experiment")
+        return made
+
+    def cheap(self, tenant: Tenant, decision_id: str, who: Who) -> Decision:
+        made = self.inner.cheap(tenant, decision_id, who)
+        return in_baseline(made, self.spec)
+
+
+def in_slots(made: Decision, spec: RankingSpec) -> Decision:
+    """Name the slots that the results fill, in order."""
+    if spec.slots:
+        pairs = zip(spec.slots, made.ranking, strict=False)
+        made.slots = [FilledSlot(slot.id, one.id, one.probability) for slot, one in pairs]
+    return made
+
+
+def in_baseline(made: Decision, spec: RankingSpec) -> Decision:
+    """Put the baseline actions where the caller wants them; the rest keeps its order."""
+    wanted = [slot.baseline_action for slot in spec.slots] or [spec.baseline_action]
+    for place in range(len(wanted) - 1, -1, -1):
+        baseline = wanted[place]
+        if baseline is not None and baseline not in spec.excluded_actions:
+            _lift(made, baseline, spec, "baseline", place)
+    return in_slots(made, spec)
+
+
+def _lift(made: Decision, action: str, spec: RankingSpec, reason: str, place: int = 0) -> None:
+    """Let an action stand at a place, whether it was ranked or not."""
+    rest = [one for one in made.ranking if one.id != action]
+    rest.insert(place, Ranked(action, 0.0, 1.0, reason))
+    made.ranking = rest[: max(len(made.ranking), place + 1)]
+    in_slots(made, spec)
+
+
+def plan(tenant: Tenant, spec: RankingSpec, field: str) -> Plan:
+    """Check a ranking. Raises RequestError naming the field; `field` is where the spec stands."""
+    if spec.slots:
+        spec.num_results = len(spec.slots)
+    inner: Plan
+    if spec.policy in ("default", "vector"):
+        inner = plan_ranking(tenant, spec, field)
+        if not (spec.slots or spec.baseline_action or spec.surface in rotas(tenant)):
+            return inner
+    else:
+        named = bytes(spec.actions) not in (b"", b"null")
+        actions = _arms(_actions(spec.actions, f"{field}actions")) if named else []
+        inner = plan_choice(tenant, spec, actions, None, field)
+    return Arrangeable(inner, spec, field)
+
+
+def _arms(actions: list[str | Action]) -> list[Arm]:
+    return [Arm(a) if isinstance(a, str) else Arm(a.id, a.features) for a in actions]
+
+
+def plan_ranking(tenant: Tenant, spec: RankingSpec, field: str) -> Planned:
     """Numbers for the ids of a decision; an unknown candidate is rejected by rule.
 
     Raises RequestError if a rule can't be read; `field` is where the spec stands.

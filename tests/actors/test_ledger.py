@@ -10,6 +10,7 @@ from actors.ledger import (
     Consent,
     Contact,
     Count,
+    Exposure,
     Ledger,
     OpenLedger,
     Quote,
@@ -37,7 +38,7 @@ def test_a_ledger_comes_back_as_it_was():
         contacts=[Contact(1, "push", "cart")],
     )
     assert unpack(pack(ledger, 0)) == ledger
-    assert shown(ledger)["sticky"] == {"flags/f": {"variant": "blue", "until_s": 0}}
+    assert shown(ledger)["sticky"] == {"flags/f": {"variant": "blue", "until_s": 0, "session": 0}}
     assert "timers" not in shown(ledger)
 
 
@@ -62,7 +63,7 @@ def test_to_make_room_exposures_leave_before_assignments_and_consents_never():
     ledger = Ledger(
         caps={"cap": Count(0, 1000, 1)},
         sticky={f"flags/{i}": Sticky("v" * 20) for i in range(40)},
-        exposures={f"experiment-{i}": (1, "v" * 30) for i in range(100)},
+        exposures={f"experiment-{i}": Exposure(1, "v" * 30) for i in range(100)},
         consents={"ads": Consent(False, 7)},
     )
     packed = pack(ledger, 10)

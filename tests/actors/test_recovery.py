@@ -116,7 +116,7 @@ def live(shard: Shard, clock: list[float], steps: int, seed: int) -> None:
             ledger = pack(Ledger(sticky={"flags/f": Sticky("x" * (step % 70))}), 0)
             shard.book("default", person_key(SERVER, f"u{step % 30}", None), ledger)
         if step % 50 == 10:
-            holdout = b'{"percent":%d}' % (step % 40 + 1)
+            holdout = b'{"percent":%d,"surfaces":["ui"]}' % (step % 40 + 1)
             stored = Stored("holdouts", f"h{step % 3}", step + 1, NOW_S, holdout)
             shard.put_documents("default", [stored])
         if step % 50 == 40:

@@ -1,0 +1,49 @@
+"""What is known of a person and the moment, as features that a choice may rest on."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import msgspec
+
+from actors.surfaces.interface import Who
+from actors.treatment.features import Features, Value, features_of
+
+_SCALAR = (str, float, int)
+FEATURES_MAX = 64
+"""Names that are used; further ones are left out."""
+
+
+def traits_of(who: Who) -> dict[str, Value]:
+    """The person's traits that are text, numbers or truth values."""
+    stored = who.store.traits(who.row) if who.row >= 0 else b""
+    if not stored:
+        return {}
+    traits = msgspec.json.decode(stored)
+    return {name: value for name, value in traits.items() if isinstance(value, _SCALAR)}
+
+
+def known_of(who: Who) -> Mapping[str, Value]:
+    """Behaviour, traits and the request's context by name; the context counts before a trait."""
+    known: dict[str, Value] = {}
+    if who.row >= 0:
+        row = who.store.rows[who.row]
+        known["sessionEvents"] = int(row["session_events"])
+        known["eventsTotal"] = int(row["events_total"])
+        known["money"] = float(row["money"])
+        known["daysKnown"] = max(who.now_s - int(row["first_seen"]), 0) // 86_400
+        known |= traits_of(who)
+    known.update(who.named)
+    return known
+
+
+def features_for(
+    known: Mapping[str, Value],
+    allowed: Collection[str] | None = None,
+    forbidden: Collection[str] = (),
+) -> Features:
+    """Features of what is known: those `allowed` (None: all), never those that are forbidden."""
+    names = [
+        name for name in known if name not in forbidden and (allowed is None or name in allowed)
+    ]
+    return features_of({name: known[name] for name in names[:FEATURES_MAX]})
