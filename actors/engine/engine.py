@@ -82,6 +82,7 @@ class NextAction:
         # Batches that are in the base here, but in no delta yet.
         self._untaken: list[History] = []
         self._untuned: tuple[History, tuning.Stream] | None = None
+        self._tuned: Sums | None = None
         # Zeroed memory costs nothing until it is touched.
         self._live = Live(
             delta.new_log(LOG_EVENTS),
@@ -180,6 +181,7 @@ class NextAction:
         exclude_seen: bool,
         surface: int = EVERYWHERE,
     ) -> Ranking:
+        self._adopt_tuning()
         length = self._read_ring(row)
         wanted = tuning.NOTHING if candidates is None else candidates
         found = self._collect(row, length, wanted)
@@ -312,6 +314,7 @@ class NextAction:
 
     def _new_build(self) -> Build:
         """A build of all that was learned up to now; `learn_batch` events are now its own."""
+        self._adopt_tuning()
         parts = [self._base.history]
         if self._pending:
             stream = self._pending_stream()
@@ -361,8 +364,14 @@ class NextAction:
         stacker, sums = Stacker(features.PRIOR), self.stacker.sums()
         stacker.install(sums)
         tuning.tune(stacker, merged, stream, start, self._items.attribute_ids, self._items.n)
-        # What live events taught meanwhile stays.
-        self.stacker.install(self.stacker.sums().plus(stacker.sums().minus(sums)))
+        self._tuned = stacker.sums().minus(sums)
+
+    def _adopt_tuning(self) -> None:
+        """Take over what `tune` learned in another thread, between two calls of this one."""
+        if self._tuned is not None:
+            change, self._tuned = self._tuned, None
+            # What live events taught meanwhile stays.
+            self.stacker.install(self.stacker.sums().plus(change))
 
     def _set_base(self, base: Base, included: int) -> None:
         """Answer from `base`, which holds the log's events before position `included`."""
@@ -384,6 +393,7 @@ class NextAction:
 
     def take_delta(self) -> Delta:
         """What was learned since the last `take_delta`, to be merged with other shards'."""
+        self._adopt_tuning()
         first = int(self._state[delta.TAKEN])
         stop = int(self._state[delta.NEXT])
         parts = self._untaken

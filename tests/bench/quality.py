@@ -114,9 +114,8 @@ class Subject:
         self.engine.consolidate()
         self.load_s = (perf_counter_ns() - started) / 1e9
         self.engine.tune()
+        self.engine.consolidate()
         self.half_life_s = self.engine.stacker.sums().half_life_s
-        if self.half_life_s != NEVER:
-            self.engine.consolidate()
         self.tune_s = (perf_counter_ns() - started) / 1e9 - self.load_s
 
     def _load(self, people: int) -> None:

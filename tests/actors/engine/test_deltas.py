@@ -1,12 +1,14 @@
 """Shards that merged what they learned hold what one shard would that saw everything."""
 
 import threading
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from actors.engine.base import Base
-from actors.engine.engine import NextAction
+from actors.engine.engine import Delta, NextAction
+from actors.engine.history import History
 from actors.model import Model
 from tests.actors.engine.fakes import FakeItems, FakePeople
 
@@ -149,6 +151,75 @@ def test_decisions_go_on_while_bases_are_built_and_swapped():
         stop.set()
         builder.join()
     assert swaps > 1
+
+
+def test_every_decision_while_models_come_and_tuning_runs_is_of_exactly_one_version():
+    """Two models are published in turns as the shard's loop does it, between decisions; another
+    thread tunes meanwhile. An answer is that of the version it names, to the last bit until the
+    tuning is adopted, and to rounding after."""
+    people = FakePeople(PEOPLE)
+    learner = shard(people)
+    rows, items, times = (np.array(column) for column in zip(*stream(31, 3000), strict=True))
+    for part in (slice(0, 1000), slice(1000, 3000)):
+        learner.learn_batch(
+            rows[part].astype(np.int32),
+            items[part].astype(np.int32),
+            np.ones(len(rows[part]), np.uint8),
+            np.zeros(len(rows[part]), np.float32),
+            times[part].astype(np.uint32),
+        )
+    for row, item, time_s in stream(32, 200):
+        people.append(row, item, time_s)
+    model = Model()
+    model.add([learner.take_delta()])
+    published = {model.name: (model.base(ITEMS), model.sums)}
+    model.add([Delta(2, events_of(stream(33, 2000)), model.sums.minus(model.sums))])
+    published[model.name] = (model.base(ITEMS), model.sums)
+
+    def answers(row: int) -> tuple[list[int], list[float]]:
+        ranked = learner.rank(row, None, 10, 10**6, NONE, False)
+        return ranked.items.tolist(), [*ranked.scores.tolist(), *ranked.probabilities.tolist()]
+
+    expected: dict[tuple[str, bool], list[tuple[list[int], list[float]]]] = {}
+    for name, (base, sums) in published.items():
+        learner.install(base, sums, name, 1)
+        expected[name, False] = [answers(row) for row in range(PEOPLE)]
+    before = learner.stacker.sums()
+    tuner = threading.Thread(target=learner.tune)
+    tuner.start()
+    tuned, turns, last = [], 0, 500
+    while turns < last:
+        if tuner.is_alive():
+            last = turns + 500
+        name = f"m{1 + turns // 7 % 2}"
+        if turns % 7 == 0:
+            learner.install(*published[name], name, 1)
+        row = turns % PEOPLE
+        answer = answers(row)
+        assert learner.version.startswith(f"{name}+")
+        if answer != expected[name, False][row]:
+            tuned.append((name, row, answer))
+        turns += 1
+    tuner.join()
+    # The other answers are all of the one tuned version.
+    for name in published:
+        learner.install(*published[name], name, 1)
+        expected[name, True] = [answers(row) for row in range(PEOPLE)]
+    assert np.any(learner.stacker.sums().precision != before.precision), "tuning came to count"
+    assert tuned
+    for name, row, answer in tuned:
+        assert answer[1] == pytest.approx(expected[name, True][row][1], abs=1e-4), (name, row)
+
+
+def events_of(events: list[tuple[int, int, int]]) -> History:
+    """A history in which every event is a sequence with the one before."""
+    pairs = [(a[1], b[1], b[2]) for a, b in pairwise(events)]
+    return History(
+        np.arange(len(pairs), dtype=np.uint64) + 10**6,
+        np.array([time for _, _, time in pairs], np.uint32),
+        np.arange(len(pairs) + 1) * 2,
+        np.array([item for a, b, _ in pairs for item in (a, b)], np.int32),
+    )
 
 
 def test_a_new_base_is_built_in_the_background():

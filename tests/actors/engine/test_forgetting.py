@@ -72,6 +72,7 @@ def tuned(changes: bool) -> NextAction:
     )
     learner.consolidate()
     learner.tune()
+    learner.consolidate()
     return learner
 
 
