@@ -1,7 +1,7 @@
-"""Whether to contact a person, and if so what, over which channel and when. Changes nothing but the
-ledger it is given.
+"""Whether to contact a person, and if so what, over which channel and when.
 
-What the rules allow is settled first; among that a policy chooses, or the first is taken.
+What the rules allow is settled first; among that a policy chooses, or the first is taken. So the
+policy learns from what was possible, and its propensities are exact over that.
 """
 
 from __future__ import annotations
@@ -10,36 +10,30 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
 
 from actors.contact_rules import (
+    HOLD_BACK,
     IN_APP,
-    ContactRules,
     Option,
+    Prepared,
     Rejected,
     book,
     possible,
 )
-from actors.ledger import Contact, Ledger, Reach
+from actors.ledger import Contact, Opened, Reach
 from actors.messages import Wire
 from actors.outbox import Message
-from actors.schedule import duration_s
-from cluster.keys import USER
+from actors.schedule import local_time
+from actors.surfaces.interface import Who
+from actors.tenant import Tenant
+from actors.treatment.features import Arms, Features, Value, features_of
+from actors.treatment.policy import Policy
+from cluster.keys import ANONYMOUS, USER
 
 EVENT_TYPE = "onehop.message"
 HELD_BACK = "held back by the policy"
-NOTHING_SENDS = "nothing sends it"
-
-
-class Choice(NamedTuple):
-    """What was chosen. option None: nothing is sent, and suppressed_by says why.
-
-    propensity  of this choice among what was allowed; 1 without a policy
-    """
-
-    option: Option | None
-    suppressed_by: str
-    rejected: list[Rejected]
-    propensity: float = 1.0
+DAY_S = 86400
 
 
 class Cause(NamedTuple):
@@ -48,6 +42,23 @@ class Cause(NamedTuple):
     trigger: str = ""
     event: str = ""
     item: str = ""
+
+
+class Choice(NamedTuple):
+    """What was chosen. option None: nothing is sent, and suppressed_by says why.
+
+    propensity  of this choice among what was allowed; 1 without a policy
+    arm, trace  for the rewards of a policy; "" and b"" without one
+    """
+
+    option: Option | None
+    suppressed_by: str
+    rejected: list[Rejected]
+    policy: Policy | None = None
+    propensity: float = 1.0
+    chance: float | None = None
+    arm: str = ""
+    trace: bytes = b""
 
 
 class MessageData(Wire):
@@ -81,35 +92,103 @@ class CloudEvent(msgspec.Struct):
 _encode = msgspec.json.Encoder().encode
 
 
-def choose(rules: ContactRules, cause: Cause, ledger: Ledger, zone: str, now_s: int) -> Choice:
-    """The contact that the rules allow, the first of them; nothing changes."""
-    allowed, rejected = possible(rules, cause.trigger, ledger, zone, now_s)
+def choose(tenant: Tenant, prepared: Prepared, cause: Cause, who: Who, number: int) -> Choice:
+    """The contact to make; it is counted in the person's ledger.
+
+    number  of the decision, for the rewards of a policy
+    """
+    traits = traits_of(who)
+    zone = zone_of(traits)
+    ledger = who.ledger.read()
+    allowed, rejected = possible(prepared, cause.trigger, ledger, zone, who.now_s)
     if not allowed:
         return Choice(None, rejected[0].rule, rejected)
-    return Choice(allowed[0][1], "", rejected)
-
-
-def commit(ledger: Ledger, choice: Choice, cause: Cause) -> None:
-    """Count a chosen contact in the ledger."""
+    policy = tenant.policy(prepared.rules.policy) if prepared.rules.policy is not None else None
+    if policy is None or prepared.arms is None:
+        choice = Choice(allowed[0][1], "", rejected)
+    else:
+        choice = _learned(tenant, prepared.arms, policy, allowed, rejected, cause, who, traits)
+    if choice.policy is not None:
+        opened = Opened(number, choice.policy, [choice.arm], [""], choice.trace)
+        who.ledger.opened.append(opened)
     if choice.option is not None:
         contact = Contact(choice.option.send_at_s, choice.option.channel, cause.trigger)
-        book(ledger, contact)
+        book(who.ledger.change(), contact)
+    return choice
+
+
+def _learned(
+    tenant: Tenant,
+    arms: Arms,
+    policy: Policy,
+    allowed: list[tuple[int, Option]],
+    rejected: list[Rejected],
+    cause: Cause,
+    who: Who,
+    traits: dict[str, Any],
+) -> Choice:
+    """What the policy chooses among the allowed."""
+    by_arm = dict(allowed)
+    eligible = list(by_arm)
+    if arms.ids[-1] == HOLD_BACK:
+        eligible.append(len(arms.ids) - 1)
+    chosen = tenant.treatment.choose(
+        policy,
+        _features(cause, who, traits),
+        arms,
+        who.rng,
+        eligible=np.array(eligible, np.int32),
+        remembered=who.ledger.read().memories.get(policy.id, b""),
+    )
+    arm = int(chosen.order[0])
+    option = by_arm.get(arm)
+    return Choice(
+        option,
+        "" if option is not None else HELD_BACK,
+        rejected,
+        policy,
+        float(chosen.propensities[0]),
+        float(chosen.chances[0]),
+        arms.ids[arm],
+        chosen.trace,
+    )
+
+
+def _features(cause: Cause, who: Who, traits: dict[str, Any]) -> Features:
+    """What a policy knows: why, the moment where the person is, and what the person is like."""
+    local = local_time(zone_of(traits), who.now_s)
+    recent = [c for c in who.ledger.read().contacts if c.time_s > who.now_s - 7 * DAY_S]
+    known: dict[str, Value] = {
+        name: value for name, value in traits.items() if isinstance(value, (str, float, int))
+    }
+    known |= dict(who.named)
+    known |= {"trigger": cause.trigger or None, "event": cause.event or None}
+    known |= {"hour": f"{local.hour:02d}", "weekday": local.strftime("%a"), "contacts": len(recent)}
+    if who.row >= 0:
+        row = who.store.rows[who.row]
+        known["sessionEvents"], known["money"] = int(row["session_events"]), float(row["money"])
+    return features_of(known)
 
 
 def message_of(
-    rules: ContactRules,
     option: Option,
+    expires_s: int,
+    webhook: str | None,
+    names: tuple[str, ...],
     cause: Cause,
     decision_id: str,
-    reach: Reach,
-    key: bytes,
-    traits: dict[str, Any],
-    now_s: float,
+    who: Who,
 ) -> Message | None:
-    """The message that says so to a webhook or the page; None if the caller sends it."""
+    """The message that says so to a webhook or the page; None if the caller sends it.
+
+    expires_s  how long after its time it is still worth sending
+    names      of the traits that it carries
+    """
     page = option.channel == IN_APP
-    if not page and rules.webhook is None:
+    if who.reach is None or not (page or webhook):
         return None
+    reach = who.reach
+    traits = traits_of(who) if names else {}
     user = reach.kind == USER
     data = MessageData(
         decision_id,
@@ -121,41 +200,40 @@ def message_of(
         cause.trigger or None,
         cause.event or None,
         cause.item or None,
-        {name: traits[name] for name in rules.traits if name in traits},
+        {name: traits[name] for name in names if name in traits},
     )
     source = f"urn:onehop:{reach.tenant}"
-    body = CloudEvent(decision_id, source, EVENT_TYPE, reach.person, stamp(now_s), data)
+    event = CloudEvent(decision_id, source, EVENT_TYPE, reach.person, stamp(who.now_s), data)
     return Message(
         decision_id,
         reach.tenant,
-        key,
+        who.key,
         option.channel,
-        "" if page else rules.webhook or "",
+        "" if page else webhook or "",
         float(option.send_at_s),
-        float(option.send_at_s + duration_s(rules.expires, "expires")),
-        _encode(body),
+        float(option.send_at_s + expires_s),
+        _encode(event),
     )
 
 
-def describe(decision_id: str, choice: Choice, cause: Cause) -> dict[str, Any]:
-    """A trigger's contact as a decision, for who asks why."""
-    option = choice.option
-    assert option is not None
-    return {
-        "decisionId": decision_id,
-        "surface": "communication",
-        "send": True,
-        "channel": option.channel,
-        "template": option.template or None,
-        "sendAt": stamp(option.send_at_s),
-        "trigger": cause.trigger or None,
-        "propensity": choice.propensity,
-        "rejected": [rejected_of(one) for one in choice.rejected],
-    }
+def traits_of(who: Who) -> dict[str, Any]:
+    """The person's traits, decoded; {} if there are none."""
+    stored = who.store.traits(who.row) if who.row >= 0 else b""
+    traits: dict[str, Any] = msgspec.json.decode(stored) if stored else {}
+    return traits
 
 
-def rejected_of(rejected: Rejected) -> dict[str, str]:
-    return {"id": rejected.option.id, "rule": rejected.rule}
+def zone_of(traits: dict[str, Any]) -> str:
+    """The person's time zone, "" if the trait `timezone` is no text."""
+    zone = traits.get("timezone")
+    return zone if isinstance(zone, str) else ""
+
+
+def reach_of(tenant: str, user_id: str | None, anonymous_id: str | None) -> Reach:
+    """Whom a request is about, by id."""
+    if user_id is not None:
+        return Reach(tenant, USER, user_id)
+    return Reach(tenant, ANONYMOUS, anonymous_id or "")
 
 
 def stamp(at_s: float) -> str:

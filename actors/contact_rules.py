@@ -14,6 +14,7 @@ from msgspec import Meta
 from actors.ledger import Contact, Ledger
 from actors.messages import Name, Strict
 from actors.schedule import Duration, QuietHours, allowed_s, check_quiet, duration_s
+from actors.treatment.features import Arm, Arms, arms_of
 from cluster.errors import RequestError
 
 CHANNELS_MAX = 8
@@ -23,6 +24,8 @@ OPTIONS_MAX = 64
 CAPS_MAX = 8
 CONTACTS_MAX = 24
 """Contacts a ledger remembers, and the most that a cap may allow."""
+HOLD_BACK = "none"
+"""The arm of a policy that sends nothing."""
 IN_APP = "inApp"
 """The channel that ends at the page: pushed over its open stream."""
 
@@ -49,19 +52,15 @@ class ContactRules(Strict, kw_only=True):
     delays          how much later it may be sent, for a policy to choose from
     policy          id of the policy that chooses channel, template and delay; without, the first
     hold_back       the policy may also choose to send nothing
-    webhook         id of the webhook that sends; without, only inApp is sent, the rest is answered
-    traits          names of traits that the message carries
     expires         how long after its time a message is still worth sending
     requires_consent  purpose the person must have agreed to
     """
 
-    channels: Annotated[tuple[Channel, ...], Meta(min_length=1, max_length=CHANNELS_MAX)]
+    channels: Annotated[tuple[Channel, ...], Meta(max_length=CHANNELS_MAX)] = ()
     templates: Annotated[tuple[Name, ...], Meta(max_length=TEMPLATES_MAX)] = ()
     delays: Annotated[tuple[Duration, ...], Meta(max_length=DELAYS_MAX)] = ()
     policy: Name | None = None
     hold_back: bool = False
-    webhook: Name | None = None
-    traits: Annotated[tuple[Name, ...], Meta(max_length=32)] = ()
     expires: Duration = "P1D"
     requires_consent: Name | None = None
     frequency_cap: (
@@ -90,6 +89,15 @@ class Option(NamedTuple):
         return "/".join(part for part in (self.channel, self.template, delay) if part)
 
 
+class Prepared(NamedTuple):
+    """Rules made ready, once per document or request. arms: the options, and HOLD_BACK if it may
+    be chosen; None: there is no policy."""
+
+    rules: ContactRules
+    options: list[Option]
+    arms: Arms | None
+
+
 class Rejected(NamedTuple):
     """One contact that is not possible, and the rule that forbids it."""
 
@@ -99,6 +107,8 @@ class Rejected(NamedTuple):
 
 def check_contact_rules(rules: ContactRules, field: str) -> None:
     """What the types can't say. Raises RequestError naming the field; `field` ends with a dot."""
+    if not rules.channels:
+        raise RequestError(422, "there is no channel", f"{field}channels", "[]", "at least one")
     for i, cap in enumerate(rules.caps):
         index = f"[{i}]" if isinstance(rules.frequency_cap, tuple) else ""
         duration_s(cap.per, f"{field}frequencyCap{index}.per")
@@ -113,7 +123,7 @@ def check_contact_rules(rules: ContactRules, field: str) -> None:
             raise RequestError(
                 422, "a value stands there twice", f"{field}{name}", str(values), "each value once"
             )
-    count = len(options_of(rules))
+    count = len(_options(rules))
     if count > OPTIONS_MAX:
         wanted = f"at most {OPTIONS_MAX} combinations of channels, templates and delays"
         raise RequestError(
@@ -124,7 +134,20 @@ def check_contact_rules(rules: ContactRules, field: str) -> None:
         raise RequestError(422, "nothing chooses here", f"{field}policy", "nothing", wanted)
 
 
-def options_of(rules: ContactRules) -> list[Option]:
+def prepare(rules: ContactRules) -> Prepared:
+    """Make checked rules ready."""
+    options = _options(rules)
+    if rules.policy is None:
+        return Prepared(rules, options, None)
+    arms = [
+        Arm(option.id, {"channel": option.channel, "template": option.template or None})
+        for option in options
+    ]
+    held = [Arm(HOLD_BACK, {"channel": HOLD_BACK})] if rules.hold_back else []
+    return Prepared(rules, options, arms_of(arms + held))
+
+
+def _options(rules: ContactRules) -> list[Option]:
     """Every combination of channel, template and delay; send_at_s is 0."""
     return [
         Option(channel, template, duration_s(delay, "delays", 0), 0)
@@ -135,9 +158,9 @@ def options_of(rules: ContactRules) -> list[Option]:
 
 
 def possible(
-    rules: ContactRules, trigger: str, ledger: Ledger, zone: str, now_s: int
+    prepared: Prepared, trigger: str, ledger: Ledger, zone: str, now_s: int
 ) -> tuple[list[tuple[int, Option]], list[Rejected]]:
-    """Which options are allowed now, with their index in `options_of`, and why others are not.
+    """Which options are allowed now, with their index, and why others are not.
 
     trigger  id of the trigger that asks, "" = a decision
     zone     the person's time zone, "" = unknown
@@ -146,7 +169,8 @@ def possible(
     rejected: list[Rejected] = []
     times: dict[int, int] = {}
     found: dict[tuple[str, int], str] = {}
-    for index, option in enumerate(options_of(rules)):
+    rules = prepared.rules
+    for index, option in enumerate(prepared.options):
         at_s = times.get(option.delay_s)
         if at_s is None:
             at_s = times[option.delay_s] = _send_at_s(rules, zone, now_s + option.delay_s)

@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from actors.decisions import ContentSpec, DecisionSpec, OfferSpec, ProductSpec, UiSpec
-from actors.surfaces import offer, ranking, ui
+from actors.decisions import (
+    CommunicationSpec,
+    ContentSpec,
+    DecisionSpec,
+    OfferSpec,
+    ProductSpec,
+    UiSpec,
+)
+from actors.surfaces import communication, offer, ranking, ui
 from actors.surfaces.interface import Plan
 from actors.tenant import Tenant
 from cluster.errors import RequestError
@@ -16,6 +23,7 @@ PLANNERS: dict[type, Callable[[Tenant, Any, str], Plan]] = {
     ProductSpec: ranking.plan,
     OfferSpec: offer.plan,
     UiSpec: ui.plan,
+    CommunicationSpec: communication.plan,
 }
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from actors.contact_rules import ContactRules
 from actors.documents import DocumentId
 from actors.messages import (
     ACTIONS_MAX,
@@ -153,15 +154,14 @@ class UiSpec(Spec, tag="ui"):
     flag_key: str
 
 
-class CommunicationSpec(Spec, tag="communication"):
+class CommunicationSpec(ContactRules, Spec, tag="communication", kw_only=True):
     """Whether, what, on which channel and when to write to the person.
 
-    trigger   only this one; None: the best of all whose event this call carries
-    channels  on which the person can be reached; none named: on all
+    trigger  by the rules of this document, which also says who sends; `channels` may narrow it.
+             None: by the rules given here; inApp is sent, all else is the caller's to send
     """
 
     trigger: DocumentId | None = None
-    channels: Annotated[list[Name], Meta(max_length=16)] = []
 
 
 DecisionSpec = ContentSpec | ProductSpec | OfferSpec | UiSpec | CommunicationSpec
@@ -268,6 +268,7 @@ class Decision(Wire):
     slots      by slot, where there are several or the caller named them
     reasons    what else had a say: a price that is held, a cap, a holdout
     holdout    the holdout in which the person is: then this is the baseline
+    queued     onehop sends it; False: the caller does
     mode       online, shadow, frozen or off; where a policy acted or might have
     """
 
@@ -296,7 +297,10 @@ class Decision(Wire):
     send: bool | None = None
     trigger: str | None = None
     channel: str | None = None
-    send_at: int | None = None
+    template: str | None = None
+    send_at: str | None = None
+    queued: bool | None = None
+    propensity: float | None = None
     suppressed_by: str | None = None
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from actors.books import Effect
+from actors.outbox import Contacted
 from actors.store import ProfileStore
 from actors.treatment.policy import Policy
 from cluster.errors import RequestError
@@ -20,7 +21,7 @@ LEDGER_BYTES_MAX = 4096
 """With the largest traits, vector and ring it still fits a blob of the store."""
 
 
-Mark = tuple[bytes | None, int, int]
+Mark = tuple[bytes | None, int, int, int]
 
 
 class _Entry(msgspec.Struct, array_like=True):
@@ -216,13 +217,15 @@ class Opened(NamedTuple):
 class OpenLedger:
     """One person's ledger during one request: read when it is first needed, written if changed."""
 
-    __slots__ = ("_changed", "_ledger", "_row", "_store", "effects", "opened")
+    __slots__ = ("_changed", "_ledger", "_row", "_store", "contacted", "effects", "opened")
 
     def __init__(self, store: ProfileStore, row: int) -> None:
         self.effects: list[Effect] = []
         """What the request does to the books of the shard; counted when it ends."""
         self.opened: list[Opened] = []
         """Decisions made in the request that rewards may come for."""
+        self.contacted: list[Contacted] = []
+        """What the request sends."""
         self._store = store
         self._row = row
         self._ledger: Ledger | None = None
@@ -245,12 +248,14 @@ class OpenLedger:
 
     def mark(self) -> Mark:
         """What `back_to` needs to undo what changes from here on."""
-        return _encode(self.read()) if self._changed else None, len(self.effects), len(self.opened)
+        kept = _encode(self.read()) if self._changed else None
+        return kept, len(self.effects), len(self.opened), len(self.contacted)
 
     def back_to(self, mark: Mark) -> None:
         """Be as at the mark."""
-        kept, effects, opened = mark
+        kept, effects, opened, contacted = mark
         self._changed = kept is not None
         self._ledger = None if kept is None else _decode(kept)
         del self.effects[effects:]
         del self.opened[opened:]
+        del self.contacted[contacted:]

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from actors.inbox import Inbox
-from actors.outbox import Message, Step
-from actors.records import Contacted, Outboxed
+from actors.outbox import Contacted, Message, Step
+from actors.records import Outboxed
 from actors.state import ShardState
 from actors.webhook_rules import Webhook
 from actors.webhooks import Sender
@@ -45,7 +45,7 @@ class Mailroom:
     def posted(self, contacted: Iterable[Contacted]) -> None:
         """Contacts were taken into the state and logged: send them as soon as that is durable."""
         for one in contacted:
-            if one.message is not None and not one.message.webhook:
+            if not one.message.webhook:
                 self.inbox.push(one.message.key, self._state.now())
         self.wake()
 

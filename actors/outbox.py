@@ -62,6 +62,18 @@ class Message(msgspec.Struct, array_like=True):
     changed_s: float = 0.0
 
 
+class Contacted(msgspec.Struct, array_like=True, frozen=True):
+    """A contact that a trigger or a decision led to.
+
+    sequence  of its decision, 0 = that stands in the answer of the request
+    answer    JSON as of a decide call, for who asks why; b"" likewise
+    """
+
+    sequence: int
+    answer: bytes
+    message: Message
+
+
 class Step(msgspec.Struct, array_like=True, frozen=True):
     """What happened to a message. due_s: when it may be tried (again)."""
 

@@ -17,7 +17,7 @@ from actors.books import Effect
 from actors.catalogue import CatalogueDump
 from actors.checked import Applied
 from actors.documents import Stored
-from actors.outbox import Message, Step
+from actors.outbox import Contacted, Step
 
 COLUMNS: dict[str, type[np.generic]] = {
     "key_hi": np.int64,
@@ -39,19 +39,6 @@ class Answer(Record, frozen=True, tag="a"):
     message_id: str
     digest: int
     content: bytes
-
-
-class Contacted(Record, frozen=True):
-    """A contact that a trigger or a decision led to.
-
-    sequence  of the decision, 0 = it stands in the record's own answer
-    answer    JSON as of a decide call, for who asks why; b"" = it stands in the record's own
-    message   None = the caller sends it
-    """
-
-    sequence: int
-    answer: bytes
-    message: Message | None
 
 
 class Observed(Record, frozen=True, tag="o"):

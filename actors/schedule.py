@@ -120,5 +120,11 @@ def allowed_s(quiet: QuietHours, person_zone: str, at_s: float) -> float:
     )
 
 
+def local_time(person_zone: str, at_s: float) -> datetime:
+    """What the clock shows where the person is; in UTC if the zone is none."""
+    zone = zone_of(person_zone) if person_zone else None
+    return datetime.fromtimestamp(at_s, zone or UTC)
+
+
 def _clock(text: str) -> time:
     return time(int(text[:2]), int(text[3:]))

@@ -17,8 +17,8 @@ import msgspec
 import numpy as np
 
 from actors import records
-from actors.books import Effect
 from actors.checked import check_event, decode, refusal
+from actors.contact import reach_of
 from actors.contact_ops import ContactOps
 from actors.context import NO_CODES, codes_of
 from actors.decide import plan
@@ -49,7 +49,7 @@ from actors.state import DISK_FULL
 from actors.surfaces.interface import Who
 from actors.surfaces.outcomes import settle
 from actors.tenant import Tenant
-from actors.watch import NOTHING, Said, Watch, Watched
+from actors.watch import Moved, Said, Watch
 from cluster.config import Config
 from cluster.errors import RequestError, StoreFull
 from cluster.frames import Op
@@ -191,7 +191,9 @@ class Shard(ShardReads):
         first = self._next_number()
         place = key[:8].hex()
         ledger = OpenLedger(self.store, row)
-        who = Who(self.store, row, int(now_s), context, self._rng, ledger, key, request.context)
+        reach = reach_of(caller.tenant, request.user_id, request.anonymous_id)
+        known = (key, request.context, reach)
+        who = Who(self.store, row, int(now_s), context, self._rng, ledger, *known)
         unchanged = ledger.mark()
         if row >= 0 and applied:
             self.stages.quotes_missing += settle(
@@ -206,16 +208,16 @@ class Shard(ShardReads):
             request.explain,
             None if request.deadline_ms is None else arrived_ns + int(request.deadline_ms * 1e6),
         )
-        watched, changed = NOTHING, None
-        said = Said(key, row, request.user_id, request.anonymous_id, request.events, applied, body)
+        moved: Moved = []
+        changed = None
         try:
-            watched = self.watch.observe(tenant, said, ledger, decisions, int(now_s))
+            moved = self.watch.observe(tenant, Said(request.events, applied, body), who, decisions)
             changed = self.store_ledger(tenant, key, ledger, int(now_s))
             row = row if changed is None else self.store.find(key)
         except Exception:
             # What the decisions rest on can't be kept, so they can't stand.
             LOG.exception("shard %s can't keep a ledger", self.shard_id)
-            watched, changed, cheap = NOTHING, None, len(planned)
+            moved, changed, cheap = [], None, len(planned)
             ledger.back_to(unchanged)
             decisions = [
                 one.cheap(tenant, decision_id, who)
@@ -238,19 +240,19 @@ class Shard(ShardReads):
             context.tolist(),
             changed,
             ledger.effects,
-            watched.contacted,
+            ledger.contacted,
         )
-        self._keep(record, row, watched)
+        self._keep(record, row, moved)
         return 200, answer
 
-    def _keep(self, record: Observed, row: int, watched: Watched) -> None:
+    def _keep(self, record: Observed, row: int, moved: Moved) -> None:
         """Log what a request changed, and let follow what follows from it."""
         self.remember(record, row)
         self.log(record)
-        if watched is not NOTHING:
-            self.watch.moved(record.key, watched)
-            self.contacted(record.tenant, record.key, record.now_s, watched.contacted)
-            self.mailroom.posted(watched.contacted)
+        self.watch.moved(record.key, moved)
+        if record.contacted:
+            self.contacted(record.tenant, record.key, record.now_s, record.contacted)
+            self.mailroom.posted(record.contacted)
 
     def _next_number(self) -> int:
         """The number of a call's first decision; it may have 16."""
@@ -316,31 +318,33 @@ class Shard(ShardReads):
             check_age(self.dedupe, request.sent_at, None, [applied[0].time_s], now_s)
         session = hash_session(request.session_id)
         row = self.apply_events(tenant, key, applied, session, NO_CODES)
-        said = Said(key, row, request.user_id, request.anonymous_id, [event], applied, body)
-        watched, ledger, effects = self._watch(tenant, said, int(now_s))
+        reach = reach_of(caller.tenant, request.user_id, request.anonymous_id)
+        ledger = OpenLedger(self.store, row)
+        known = (self.store, row, int(now_s), NO_CODES, self._rng)
+        who = Who(*known, ledger, key, reach=reach)
+        moved, changed = self._watch(tenant, Said([event], applied, body), who)
         answer = self._answer(request.message_id, op, body, row, opened.level)
         record = Observed(
             *(caller.tenant, key, session, int(now_s), applied, 0, answer),
-            ledger=ledger,
-            effects=effects,
-            contacted=watched.contacted,
+            ledger=changed,
+            effects=ledger.effects,
+            contacted=ledger.contacted,
         )
-        self._keep(record, row, watched)
+        self._keep(record, row, moved)
         self.stages.record(started_ns - arrived_ns, perf_counter_ns() - started_ns, None)
         return 200, answer.content
 
-    def _watch(
-        self, tenant: Tenant, said: Said, now_s: int
-    ) -> tuple[Watched, bytes | None, list[Effect]]:
-        """What a tracked event means to surfaces and triggers: the ledger and effects it leaves."""
-        opened = OpenLedger(self.store, said.row)
-        self.stages.quotes_missing += settle(tenant, opened, said.events, said.applied, now_s)
-        watched = self.watch.observe(tenant, said, opened, [], now_s)
+    def _watch(self, tenant: Tenant, said: Said, who: Who) -> tuple[Moved, bytes | None]:
+        """What a tracked event means to surfaces and triggers, and the ledger that it leaves."""
+        ledger, unchanged = who.ledger, who.ledger.mark()
+        self.stages.quotes_missing += settle(tenant, ledger, said.events, said.applied, who.now_s)
+        moved = self.watch.observe(tenant, said, who, [])
         try:
-            return watched, self.store_ledger(tenant, said.key, opened, now_s), opened.effects
+            return moved, self.store_ledger(tenant, who.key, ledger, who.now_s)
         except (RequestError, StoreFull) as error:
             LOG.error("shard %s can't keep a ledger: %s", self.shard_id, error)
-            return NOTHING, None, []
+            ledger.back_to(unchanged)
+            return [], None
 
     def _identify(self, caller: Caller, body: bytes, arrived_ns: int) -> Answer:
         request = decode(self._identify_decoder, body)

@@ -24,12 +24,11 @@ from actors.documents import Stored
 from actors.journal import Journal
 from actors.ledger import OpenLedger, unpack
 from actors.messages import Item
-from actors.outbox import Outbox
+from actors.outbox import Contacted, Outbox
 from actors.profile import merge_traits
 from actors.recent import Answered, DecisionLog, DecisionRecord, DedupeWindow
 from actors.records import (
     Catalogued,
-    Contacted,
     Documented,
     Fired,
     Forgotten,
@@ -233,8 +232,7 @@ class ShardState:
             if one.sequence:
                 decision = DecisionRecord(tenant, key, now_s, one.answer)
                 self.decisions.add(one.sequence, decision)
-            if one.message is not None:
-                self.outbox.add(one.message)
+            self.outbox.add(one.message)
 
     def find_timers(self) -> None:
         """Learn from the ledgers which timers run: after a recovery, or with another range."""

@@ -17,7 +17,7 @@ from typing import Annotated, Any, NamedTuple
 from msgspec import Meta
 
 from actors import filters
-from actors.contact_rules import ContactRules, check_contact_rules
+from actors.contact_rules import IN_APP, ContactRules, Prepared, check_contact_rules, prepare
 from actors.documents import DocumentId, Documents, must_exist
 from actors.events import TYPES
 from actors.filters import And, Compare, Filter, In, Not
@@ -27,6 +27,7 @@ from cluster.errors import RequestError
 
 EVENT_AGE_S = 3600
 EXITS_MAX = 16
+TRAITS_MAX = 32
 Probability = Annotated[float, Meta(ge=0.0, le=1.0)]
 
 
@@ -57,6 +58,8 @@ class Prediction(Strict):
 class Trigger(ContactRules, kw_only=True):
     """One trigger. At least one of on_event, on_inactivity and on_prediction.
 
+    webhook        id of the webhook that sends; without, only inApp is sent
+    traits         names of traits that the message carries
     on_event       fires, or starts the timer; with on_prediction: both must hold
     on_inactivity  fires so long after the last event
     enabled        False: starts and fires nothing
@@ -64,6 +67,8 @@ class Trigger(ContactRules, kw_only=True):
 
     id: DocumentId | None = None
     description: Annotated[str, Meta(max_length=1024)] = ""
+    webhook: Name | None = None
+    traits: Annotated[tuple[Name, ...], Meta(max_length=TRAITS_MAX)] = ()
     on_event: str | EventPattern | None = None
     on_inactivity: Duration | None = None
     on_prediction: Prediction | None = None
@@ -110,6 +115,7 @@ class Armed(NamedTuple):
 
     trigger_id: str
     rules: Trigger
+    prepared: Prepared
     starts: Pattern | None
     after_s: int
     exits: tuple[Pattern, ...]
@@ -155,6 +161,9 @@ def check_trigger(trigger: Trigger, trigger_id: str, documents: Documents) -> No
     for i, pattern in enumerate(trigger.exit_on):
         _pattern(pattern, f"exitOn[{i}]")
     check_contact_rules(trigger, "")
+    if trigger.webhook is None and set(trigger.channels) != {IN_APP}:
+        wanted = f"a webhook; without one only {IN_APP} is sent"
+        raise RequestError(422, "nothing sends this", "webhook", "nothing", wanted)
     must_exist(documents, "webhooks", trigger.webhook, "webhook")
     must_exist(documents, "policies", trigger.policy, "policy")
 
@@ -168,7 +177,7 @@ def matcher_of(documents: Documents) -> Matcher:
         starts = None if trigger.on_event is None else _pattern(trigger.on_event, "onEvent")
         exits = tuple(_pattern(one, "exitOn") for one in trigger.exit_on)
         after_s = duration_s(trigger.on_inactivity, "") if trigger.on_inactivity else 0
-        armed = Armed(trigger_id, trigger, starts, after_s, exits)
+        armed = Armed(trigger_id, trigger, prepare(trigger), starts, after_s, exits)
         if after_s:
             delayed[trigger_id] = armed
         elif trigger.on_prediction is not None:

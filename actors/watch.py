@@ -13,19 +13,24 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
 
 from actors.checked import Applied
-from actors.contact import Cause, choose, commit, describe, message_of
+from actors.contact import Cause, choose, message_of
+from actors.context import NO_CODES
 from actors.decisions import Decision
-from actors.ledger import LEDGER_BYTES_MAX, Ledger, OpenLedger, Reach, Timer, pack, unpack
+from actors.ledger import LEDGER_BYTES_MAX, OpenLedger, Timer
 from actors.messages import Event, TrackRequest
-from actors.records import Contacted, Fired
+from actors.outbox import Contacted
+from actors.records import Fired
+from actors.schedule import duration_s
 from actors.state import ShardState
+from actors.surfaces.communication import describe
+from actors.surfaces.interface import Who
 from actors.tenant import Tenant
 from actors.timers import Due
 from actors.triggers import EVENT_AGE_S, Armed, Matcher, Seen, matcher_of
 from cluster.errors import StoreFull
-from cluster.keys import ANONYMOUS, USER
 
 LOG = logging.getLogger("onehop.actors")
 
@@ -37,33 +42,17 @@ FIRED_MAX = 200
 AGAIN_S = 60
 """A timer that can't fire, for want of room, is looked at again so much later."""
 
-
-class Person(NamedTuple):
-    """Whom a request is about."""
-
-    key: bytes
-    row: int
-    reach: Reach
+Posted = Callable[[list[Contacted]], None]
+Moved = list[tuple[str, int]]
+"""Triggers, and when their timers run out now; 0 = never."""
 
 
 class Said(NamedTuple):
-    """What one request says: of whom, which events.
+    """The events of one request. body: its JSON, the event itself or with a list of `events`."""
 
-    body  of the request: the event, or with a list of `events`
-    """
-
-    key: bytes
-    row: int
-    user_id: str | None
-    anonymous_id: str | None
     events: Sequence[Event | TrackRequest]
     applied: list[Applied]
     body: bytes
-
-    def person(self, tenant: str) -> Person:
-        if self.user_id is not None:
-            return Person(self.key, self.row, Reach(tenant, USER, self.user_id))
-        return Person(self.key, self.row, Reach(tenant, ANONYMOUS, self.anonymous_id or ""))
 
     def seen(self, tenant: Tenant) -> list[Seen]:
         """The events as patterns look at them."""
@@ -83,79 +72,57 @@ class Said(NamedTuple):
         return found
 
 
-class Watched(NamedTuple):
-    """What one request leads to. moved: (trigger, when its timer runs out now; 0 = never)."""
-
-    contacted: list[Contacted]
-    moved: list[tuple[str, int]]
-
-
-NOTHING = Watched([], [])
-
-
 class Watch:
     """Triggers of one shard. new_number: gives out the number of a decision."""
 
     def __init__(self, state: ShardState, new_number: Callable[[], int]) -> None:
         self._state = state
         self._new_number = new_number
+        self._rng = np.random.default_rng()
         self.fired = 0
         self.cancelled = 0
         self.suppressed: dict[str, int] = {}
         """Contacts that a trigger asked for and a rule forbade, by rule."""
 
-    def observe(
-        self, tenant: Tenant, said: Said, ledger: OpenLedger, decisions: list[Decision], now_s: int
-    ) -> Watched:
-        """What the events and predictions of one request lead to: changes the ledger only.
+    def observe(self, tenant: Tenant, said: Said, who: Who, decisions: list[Decision]) -> Moved:
+        """What the events and predictions of one request lead to: changes of the ledger, and what
+        it contacts. Once that is stored, hand what is returned to `moved`.
 
-        Once that is stored: `moved` what is returned, which stands in the request's record.
         Never raises: the events are applied, and a trigger that fails must not undo that.
         """
         matcher = tenant.documents.derived(matcher_of)
-        if matcher.idle or said.row < 0:
-            return NOTHING
-        mark = ledger.mark()
+        if matcher.idle or who.row < 0:
+            return []
+        mark = who.ledger.mark()
         try:
-            return self._observe(tenant, matcher, said, ledger, decisions, now_s)
+            return self._observe(tenant, matcher, said, who, decisions)
         except Exception:
             LOG.exception("shard %s: the triggers failed on an event", self._state.shard_id)
-            ledger.back_to(mark)
-            return NOTHING
+            who.ledger.back_to(mark)
+            return []
 
     def _observe(
-        self,
-        tenant: Tenant,
-        matcher: Matcher,
-        said: Said,
-        ledger: OpenLedger,
-        decisions: list[Decision],
-        now_s: int,
-    ) -> Watched:
-        person, applied = said.person(tenant.name), said.applied
+        self, tenant: Tenant, matcher: Matcher, said: Said, who: Who, decisions: list[Decision]
+    ) -> Moved:
         seen = said.seen(tenant)
-        moved: list[tuple[str, int]] = []
+        moved: Moved = []
         causes: list[tuple[Armed, Cause]] = []
-        for event, what in zip(seen, applied, strict=True):
-            fresh = what.time_s >= now_s - EVENT_AGE_S
-            moved += self._move_timers(matcher, person, event, what.item, fresh, ledger, now_s)
+        for event, applied in zip(seen, said.applied, strict=True):
+            fresh = applied.time_s >= who.now_s - EVENT_AGE_S
+            moved += self._move_timers(matcher, event, applied.item, fresh, who)
             for armed in matcher.at_once if fresh else ():
-                if armed.starts is not None and armed.starts.matches(event):
+                if armed.begins(event):
                     causes.append((armed, Cause(armed.trigger_id, event.event, event.item)))
         for armed in matcher.predicted:
             if _predicted(armed, seen, decisions):
                 causes.append((armed, Cause(armed.trigger_id)))
-        contacted = []
         for armed, cause in causes:
-            one = self._contact(tenant, person, armed, cause, ledger.read(), now_s)
-            if one is not None:
-                ledger.change()
-                contacted.append(one)
-        return Watched(contacted, moved)
+            self._contact(tenant, armed, cause, who)
+        return moved
 
-    def moved(self, key: bytes, watched: Watched) -> None:
+    def moved(self, key: bytes, moved: Moved) -> None:
         """Let the timers run as the ledger says, now that it is stored."""
-        for trigger, due_s in watched.moved:
+        for trigger, due_s in moved:
             if due_s:
                 self._state.timers.set(key, trigger, due_s)
             else:
@@ -163,17 +130,11 @@ class Watch:
                 self.cancelled += 1
 
     def _move_timers(
-        self,
-        matcher: Matcher,
-        person: Person,
-        event: Seen,
-        item: int,
-        fresh: bool,
-        ledger: OpenLedger,
-        now_s: int,
-    ) -> list[tuple[str, int]]:
+        self, matcher: Matcher, event: Seen, item: int, fresh: bool, who: Who
+    ) -> Moved:
         """End, put off and start timers, by one event."""
-        moved = []
+        ledger, now_s = who.ledger, who.now_s
+        moved: Moved = []
         for timer in list(ledger.read().timers):
             armed = matcher.delayed.get(timer.trigger)
             if armed is None or armed.ends(event):
@@ -191,29 +152,29 @@ class Watch:
         for trigger_id, armed in matcher.delayed.items() if fresh else ():
             if trigger_id in running or armed.ends(event) or not armed.begins(event):
                 continue
-            if not self._has_room(person, ledger):
+            if not self._has_room(who):
                 self._suppress("no room for a timer")
                 continue
             changed = ledger.change()
-            changed.reach = person.reach
+            changed.reach = who.reach
             changed.timers.append(Timer(trigger_id, now_s + armed.after_s, now_s, item))
             moved.append((trigger_id, now_s + armed.after_s))
         if moved and not ledger.read().timers:
             ledger.change().reach = None
         return moved
 
-    def _has_room(self, person: Person, ledger: OpenLedger) -> bool:
+    def _has_room(self, who: Who) -> bool:
         """Whether a timer more may be started: an event must be applied whatever a ledger holds."""
-        used = len(self._state.store.ledger(person.row)) + len(person.reach.person)
+        used = len(who.store.ledger(who.row)) + len(who.reach.person if who.reach else "")
         return (
             not self._state.timers.full
-            and len(ledger.read().timers) < TIMERS_MAX
+            and len(who.ledger.read().timers) < TIMERS_MAX
             and used <= LEDGER_BYTES_MAX - LEDGER_SPARE_BYTES
         )
 
     # Timers that run out.
 
-    def tick(self, posted: Callable[[list[Contacted]], None]) -> int:
+    def tick(self, posted: Posted) -> int:
         """Fire what is due, a bounded part at a time; returns how many did.
 
         posted  told of what is to be sent, once it is logged
@@ -237,63 +198,54 @@ class Watch:
         self.fired += fired
         return fired
 
-    def _fire(self, due: Due, posted: Callable[[list[Contacted]], None]) -> bool:
+    def _fire(self, due: Due, posted: Posted) -> bool:
         """Let one timer fire; False if its person, or the timer, is no more."""
-        state = self._state
+        state, now_s = self._state, int(self._state.now())
         row = state.store.find(due.key)
-        stored = state.store.ledger(row) if row >= 0 else b""
-        ledger = unpack(stored)
+        opened = OpenLedger(state.store, row)
+        ledger = opened.change()
         timer = next((t for t in ledger.timers if t.trigger == due.trigger), None)
-        if timer is None or ledger.reach is None:
-            return False
-        now_s = int(state.now())
-        tenant = state.tenant(ledger.reach.tenant)
-        armed = tenant.documents.derived(matcher_of).delayed.get(due.trigger)
         reach = ledger.reach
+        if timer is None or reach is None:
+            return False
+        tenant = state.tenant(reach.tenant)
         ledger.timers.remove(timer)
         if not ledger.timers:
             ledger.reach = None
-        contacted: list[Contacted] = []
+        armed = tenant.documents.derived(matcher_of).delayed.get(due.trigger)
         if armed is not None:
             item = tenant.catalogue.ids[timer.item] if timer.item >= 0 else ""
-            cause = Cause(due.trigger, "", item)
-            person = Person(due.key, row, reach)
-            one = self._contact(tenant, person, armed, cause, ledger, now_s)
-            contacted = [one] if one is not None else []
-        packed = pack(ledger, now_s)
-        record = Fired(reach.tenant, due.key, now_s, due.trigger, packed, contacted)
+            who = Who(state.store, row, now_s, NO_CODES, self._rng, opened, due.key, {}, reach)
+            self._contact(tenant, armed, Cause(due.trigger, "", item), who)
+        packed = opened.packed(now_s) or b""
+        record = Fired(reach.tenant, due.key, now_s, due.trigger, packed, opened.contacted)
         state.fire(record)
         state.log(record)
-        posted(contacted)
+        posted(opened.contacted)
         return True
 
-    def _contact(
-        self,
-        tenant: Tenant,
-        person: Person,
-        armed: Armed,
-        cause: Cause,
-        ledger: Ledger,
-        now_s: int,
-    ) -> Contacted | None:
-        """One contact that a trigger asks for, counted in the ledger; None if it is not to be."""
+    def _contact(self, tenant: Tenant, armed: Armed, cause: Cause, who: Who) -> None:
+        """A contact that a trigger asks for, unless a rule or the policy says no."""
         state, rules = self._state, armed.rules
-        traits = traits_of(state, person.row)
-        choice = choose(rules, cause, ledger, zone_of(traits), now_s)
-        if choice.option is None or not state.outbox.has_room:
-            self._suppress(choice.suppressed_by or "the outbox is full")
-            return None
+        if not state.outbox.has_room:
+            self._suppress("the outbox is full")
+            return
         number = self._new_number()
-        decision_id = f"{person.key[:8].hex()}{number:016x}"
+        choice = choose(tenant, armed.prepared, cause, who, number)
+        decision_id = f"{who.key[:8].hex()}{number:016x}"
+        if choice.option is None:
+            self._suppress(choice.suppressed_by)
+            return
+        expires_s = duration_s(rules.expires, "expires")
         message = message_of(
-            rules, choice.option, cause, decision_id, person.reach, person.key, traits, now_s
+            choice.option, expires_s, rules.webhook, rules.traits, cause, decision_id, who
         )
-        commit(ledger, choice, cause)
-        decision = describe(decision_id, choice, cause)
-        answer = msgspec.json.encode(
-            {"profileVersion": state.store.version(person.row), "decisions": [decision]}
-        )
-        return Contacted(number, answer, message)
+        assert message is not None, "a trigger has a webhook, or is inApp alone"
+        decision = describe(tenant, decision_id, choice, cause)
+        decision.queued = True
+        version = state.store.version(who.row)
+        answer = msgspec.json.encode({"profileVersion": version, "decisions": [decision]})
+        who.ledger.contacted.append(Contacted(number, answer, message))
 
     def _suppress(self, rule: str) -> None:
         self.suppressed[rule] = self.suppressed.get(rule, 0) + 1
@@ -306,19 +258,6 @@ class Watch:
             "timersCancelled": self.cancelled,
             "contactsSuppressed": self.suppressed,
         }
-
-
-def traits_of(state: ShardState, row: int) -> dict[str, Any]:
-    """The person's traits, decoded; {} if there are none."""
-    stored = state.store.traits(row) if row >= 0 else b""
-    traits: dict[str, Any] = msgspec.json.decode(stored) if stored else {}
-    return traits
-
-
-def zone_of(traits: dict[str, Any]) -> str:
-    """The person's time zone, "" if the trait `timezone` is no text."""
-    zone = traits.get("timezone")
-    return zone if isinstance(zone, str) else ""
 
 
 def _predicted(armed: Armed, seen: list[Seen], decisions: list[Decision]) -> bool:

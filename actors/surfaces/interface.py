@@ -9,7 +9,7 @@ import numpy as np
 
 from actors.context import Codes
 from actors.decisions import Decision
-from actors.ledger import OpenLedger
+from actors.ledger import OpenLedger, Reach
 from actors.store import ProfileStore
 from actors.tenant import Tenant
 
@@ -20,6 +20,7 @@ class Who(NamedTuple):
     context  codes of the request's context; `named` is the context itself
     ledger   what surfaces remember of the person; a change of it is stored with the decisions
     key      the person's key hash, 16 bytes
+    reach    the person's id, for messages
     """
 
     store: ProfileStore
@@ -30,6 +31,7 @@ class Who(NamedTuple):
     ledger: OpenLedger
     key: bytes = b""
     named: Mapping[str, str | float | bool | None] = {}
+    reach: Reach | None = None
 
 
 class Plan(Protocol):
