@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from actors.records import Purging
 from actors.recovery import drop_superfluous, lock_folder, replay
 from actors.snapshot import write_snapshot
 from actors.state import ShardState
@@ -65,6 +66,30 @@ async def run_compaction(folder: Path, config: Config) -> None:
     if code != 0:
         raise OSError(f"compaction ended with code {code}")
     await asyncio.to_thread(drop_superfluous, folder)
+
+
+async def tidy(state: ShardState, folder: Path, config: Config) -> None:
+    """One round: what is sealed becomes a snapshot, and the erased leave the files in time.
+
+    For that a segment is sealed early, so that a snapshot takes its place. Raises OSError.
+    """
+    journal, tombstones, now_s = state.journal, state.tombstones, int(state.now())
+    assert journal is not None
+    purged_s = 0
+    if journal.has_room and tombstones.due(now_s, config.erase_within_s):
+        purged_s = tombstones.unpurged_s
+        await journal.sync()
+        journal.writer.seal()
+        state.log(Purging(now_s))
+        # What was logged in the last moments may stand behind the seal; it has its time again.
+        tombstones.unpurged_s = tombstones.latest_s if tombstones.latest_s > now_s - 60 else 0
+        await journal.sync()
+    try:
+        if len(segments(folder)) > 1:
+            await run_compaction(folder, config)
+    except OSError:
+        tombstones.unpurged_s = purged_s or tombstones.unpurged_s
+        raise
 
 
 def _end_with_the_shard() -> None:

@@ -7,9 +7,45 @@ refused, not counted a second time in silence. Without a messageId there is no s
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from actors.events import to_seconds
 from actors.recent import DedupeWindow
+from actors.state import ShardState
 from cluster.errors import RequestError
+
+
+class Dated(Protocol):
+    """What a message says of itself and of its time."""
+
+    @property
+    def message_id(self) -> str | None: ...
+
+    @property
+    def sent_at(self) -> str | float | None: ...
+
+    @property
+    def timestamp(self) -> str | float | None: ...
+
+
+def check_time(
+    state: ShardState,
+    key: bytes,
+    message: Dated,
+    stamps: list[tuple[str | float | None, int]],
+    now_s: float,
+) -> None:
+    """Raises RequestError if a message may be a repeat, or is older than its person's erasure.
+
+    stamps  of its events: (timestamp as it was given, seconds)
+    """
+    if message.message_id is not None:
+        times_s = [time_s for _, time_s in stamps]
+        check_age(state.dedupe, message.sent_at, message.timestamp, times_s, now_s)
+    if state.tombstones.get(key) is not None:
+        stamp = message.timestamp
+        own = () if stamp is None else ((stamp, int(to_seconds(stamp, "timestamp"))),)
+        state.tombstones.check(key, message.sent_at, [*stamps, *own])
 
 
 def check_age(

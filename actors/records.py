@@ -74,10 +74,17 @@ class Identified(Record, frozen=True, tag="i"):
 
 
 class Forgotten(Record, frozen=True, tag="f"):
-    """A person's profile is erased."""
+    """A person is erased, and what is older than `now_s` is to stay away. 0: only the profile."""
 
     tenant: str
     key: bytes
+    now_s: int = 0
+
+
+class Purging(Record, frozen=True, tag="p"):
+    """The log begins a new segment with this: a snapshot up to it tells of nobody erased before."""
+
+    now_s: int
 
 
 class Ledgered(Record, frozen=True, tag="b"):
@@ -179,6 +186,7 @@ AnyRecord = (
     | Documented
     | Granted
     | Forgotten
+    | Purging
     | Named
     | Catalogued
     | Seeded

@@ -24,7 +24,7 @@ from actors.context import NO_CODES, codes_of
 from actors.decide import plan
 from actors.decisions import DecideAnswer, DecideRequest, Took
 from actors.degraded import decide_each
-from actors.late import check_age
+from actors.late import check_time
 from actors.ledger import OpenLedger
 from actors.levels import at_level, level_of
 from actors.mailroom import Mailroom
@@ -178,9 +178,8 @@ class Shard(ShardReads):
             check_event(tenant, event, request.sent_at, now_s, future_s, f"events[{i}].")
             for i, event in enumerate(request.events)
         ]
-        if message_id is not None:
-            times_s = [one.time_s for one in applied]
-            check_age(self.dedupe, request.sent_at, request.timestamp, times_s, now_s)
+        stamps = [(e.timestamp, one.time_s) for e, one in zip(request.events, applied, strict=True)]
+        check_time(self, key, request, stamps, now_s)
         planned = [
             plan(tenant, spec, f"decisions[{i}].") for i, spec in enumerate(request.decisions)
         ]
@@ -282,6 +281,8 @@ class Shard(ShardReads):
                 repr(message_id),
                 "the same body or a new messageId",
             )
+        if not first.answer:
+            raise RequestError(410, "the person was erased after this", "messageId", message_id)
         self.stages.duplicates += 1
         self.level = level
         return 200, at_level(first.answer, level).replace(_NEW, _REPEAT, 1)
@@ -314,8 +315,7 @@ class Shard(ShardReads):
         tenant = self.tenant(caller.tenant)
         future_s = self.config.event_future_s
         applied = [check_event(tenant, event, request.sent_at, now_s, future_s, "")]
-        if request.message_id is not None:
-            check_age(self.dedupe, request.sent_at, None, [applied[0].time_s], now_s)
+        check_time(self, key, request, [(event.timestamp, applied[0].time_s)], now_s)
         session = hash_session(request.session_id)
         row = self.apply_events(tenant, key, applied, session, NO_CODES)
         reach = reach_of(caller.tenant, request.user_id, request.anonymous_id)
@@ -352,8 +352,7 @@ class Shard(ShardReads):
         if not isinstance(opened, _Opened):
             return opened
         key, now_s = opened.key, int(opened.now_s)
-        if request.message_id is not None:
-            check_age(self.dedupe, request.sent_at, request.timestamp, [], now_s)
+        check_time(self, key, request, [], now_s)
         self.tenant(caller.tenant)
         row = self.store.find(key)
         traits = merge_traits(self.store.traits(row) if row >= 0 else b"", request.traits)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from actors.archive import Archive, Store, shard_state
 from actors.budget_desk import Standing
 from actors.catalogue import CatalogueDump
-from actors.compact import run_compaction
+from actors.compact import tidy
 from actors.coordinator import Started
 from actors.documents import Stored
 from actors.endpoint import Endpoint
@@ -35,7 +35,6 @@ from actors.model import Taken
 from actors.principals import Principals
 from actors.recovery import lock_folder, recover
 from actors.shard import Shard
-from actors.wal import segments
 from actors.warm_up import warm_up
 from actors.watch import FIRED_MAX
 from cluster.config import Config
@@ -272,8 +271,7 @@ class ShardActor:
         while self.shard.journal is not None:
             await asyncio.sleep(COMPACT_S)
             try:
-                if len(segments(folder)) > 1:
-                    await run_compaction(folder, self.config)
+                await tidy(self.shard, folder, self.config)
             except OSError as error:
                 LOG.error("shard %s: %s; the log grows", self.shard.shard_id, error)
                 await asyncio.sleep(COMPACT_RETRY_S)

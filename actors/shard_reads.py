@@ -82,11 +82,13 @@ class ShardReads(ShardState):
         key = self._owned(caller, person.user_id, person.anonymous_id)
         if isinstance(key, int):
             return self._moved()
-        row = self.store.find(key)
-        if row < 0:
+        # Somebody unknown too: events may be under way, and in files that are yet to be loaded.
+        record = Forgotten(caller.tenant, key, int(self.now()))
+        self.tombstones.check_room(key, record.now_s)
+        known = self.erase(record)
+        self.log(record)
+        if not known:
             raise _no_profile()
-        self.forget(row)
-        self.log(Forgotten(caller.tenant, key))
         return 200, b'{"deleted":true}'
 
     def _decision_get(self, caller: Caller, body: bytes, _: int) -> Answer:

@@ -73,6 +73,7 @@ class _Meta(msgspec.Struct, array_like=True):
     arrays: list[_Array]
     dedupe_dropped_s: int = 0
     messages: list[Message] = []
+    erased: list[tuple[bytes, int]] = []
 
 
 def snapshot_path(folder: Path, next_seq: int) -> Path:
@@ -109,6 +110,7 @@ def write_snapshot(state: ShardState, folder: Path, end: End) -> Path:
         [_Array(name, 0, array.nbytes, _crc(array)) for name, array in arrays.items()],
         state.dedupe.dropped_s,
         state.outbox.entries(),
+        state.tombstones.entries(),
     )
     # Offsets depend on the size of meta, which depends on the offsets' digits: leave a page.
     at = _page(_HEAD.size + len(msgspec.msgpack.encode(meta)) + PAGE)
@@ -182,6 +184,7 @@ def read_snapshot(path: Path, state: ShardState) -> End:
         state.dedupe.add(tenant_name, message_id, answered)
     for sequence, record in meta.decisions:
         state.decisions.add(sequence, record)
+    state.tombstones.restore(meta.erased)
     for message in meta.messages:
         state.outbox.add(message)
     return End(meta.next_seq, meta.epoch, None, 0, meta.crc)

@@ -21,6 +21,7 @@ from actors.catalogue import CatalogueDump
 from actors.checked import Applied
 from actors.context import Codes
 from actors.documents import Stored
+from actors.erasure import Tombstones
 from actors.journal import Journal
 from actors.ledger import OpenLedger, unpack
 from actors.messages import Item
@@ -40,6 +41,7 @@ from actors.records import (
     Named,
     Observed,
     Outboxed,
+    Purging,
     Seeded,
     Swept,
     pack_columns,
@@ -95,6 +97,7 @@ class ShardState:
         )
         self.dedupe = DedupeWindow(config.dedupe_window_s, config.dedupe_bytes_max)
         self.decisions = DecisionLog(config.decisions_bytes_max)
+        self.tombstones = Tombstones(config.erasures_max)
         self.outbox = Outbox(config.outbox_bytes_max)
         self.timers = Timers(config.timers_max)
         """Found again in the ledgers after a recovery; records only change the ledgers."""
@@ -256,6 +259,18 @@ class ShardState:
         self.outbox.forget(self.store.key(row))
         self.store.remove(row)
 
+    def erase(self, record: Forgotten) -> bool:
+        """Erase a person: profile, decisions, answers; whether there was a profile."""
+        row = self.store.find(record.key)
+        if row >= 0:
+            self.forget(row)
+        self.outbox.forget(record.key)
+        self.decisions.forget(record.key)
+        self.dedupe.forget(record.key)
+        if record.now_s:
+            self.tombstones.add(record.key, record.now_s)
+        return row >= 0
+
     def log(self, record: records.AnyRecord) -> None:
         if self.journal is not None:
             self.journal.append(records.encode(record))
@@ -268,7 +283,9 @@ class ShardState:
             kept = DecisionRecord(record.tenant, key, record.now_s, answer.content)
             self.decisions.add(record.sequence, kept)
         if answer.message_id:
-            entry = Answered(record.now_s, answer.digest, answer.content)
+            # Only an answer with decisions tells of its person.
+            told = record.key if isinstance(record, Observed) and record.sequence else b""
+            entry = Answered(record.now_s, answer.digest, answer.content, told)
             self.dedupe.add(record.tenant, answer.message_id, entry)
 
     # What changes without a caller: time to live, catalogue, warm start, replay.
@@ -325,6 +342,7 @@ class ShardState:
         if token not in self.loaded:
             tenant = self.tenant(tenant_name)
             self.check_disk()
+            chunk = self.tombstones.kept(chunk)
             # Logged first: a chunk that fits in part is applied in the same part by replay.
             self.log(Loaded(tenant_name, token, pack_columns(chunk)))
             self.loaded[token] = len(chunk["item"])
@@ -364,6 +382,11 @@ class ShardState:
         nothing then; StoreFull if not all fit: those that did stay, here and in the log.
         """
         if token not in self.loaded:
+            live = self.tombstones.kept(
+                {"key_hi": key_hi, "key_lo": key_lo, "at": np.arange(len(traits))}
+            )
+            key_hi, key_lo = live["key_hi"], live["key_lo"]
+            traits = [traits[at] for at in live["at"].tolist()]
             raw = np.stack([key_hi, key_lo], axis=1).astype(">i8").tobytes()
             keys = [raw[at : at + 16] for at in range(0, len(raw), 16)]
             self.tenant(tenant_name)
@@ -424,11 +447,9 @@ class ShardState:
             case Identified():
                 self.remember(record, self.set_traits(record.key, record.now_s, record.traits))
             case Forgotten():
-                row = self.store.find(record.key)
-                if row >= 0:
-                    self.forget(row)
-                else:
-                    LOG.error("shard %s forgets somebody it does not know", self.shard_id)
+                self.erase(record)
+            case Purging():
+                pass
             case Named():
                 self.tenant(record.tenant).event_types.number(record.name)
             case Seeded():

@@ -194,7 +194,7 @@ def _migrate(rows: Any, index: Any, old: Any, heap: Any, slots: Int) -> None:
 
 @kernel
 def remove(rows: Any, words: Any, index: Any, old: Any, heap: Any, row: Int) -> None:
-    """Forget a profile: its blob and its key are zeroed, its row is free again."""
+    """Forget a profile: its blob and its row are zeroed, and free again."""
     lo = rows[row].key_lo
     for table, mask in ((index, heap[INDEX_MASK]), (old, heap[OLD_MASK])):
         if mask < 0:
@@ -207,6 +207,13 @@ def remove(rows: Any, words: Any, index: Any, old: Any, heap: Any, row: Int) -> 
             at = (at + 1) & mask
     _release(words, heap, np.int64(rows[row].blob_at), np.int64(rows[row].blob_class))
     rows[row].flags = 0
+    rows[row].version = 0
+    rows[row].first_seen = 0
+    rows[row].last_seen = 0
+    rows[row].session_start = 0
+    rows[row].session_id = 0
+    rows[row].events_total = 0
+    rows[row].money = 0.0
     rows[row].key_hi = 0
     rows[row].key_lo = 0
     rows[row].blob_class = 0

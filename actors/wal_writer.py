@@ -62,6 +62,7 @@ class WalWriter:
         self._pending: list[bytes] = []
         self._wake = threading.Condition()
         self._closing = False
+        self._sealing = False
         self.failed: OSError | None = None
         self.has_room = True
         self.durable_seq = end.next_seq - 1
@@ -94,6 +95,10 @@ class WalWriter:
             if len(self._pending) == 1:
                 self._wake.notify()
             return self._next_seq - 1
+
+    def seal(self) -> None:
+        """Let what is appended from now on begin a new segment."""
+        self._sealing = True
 
     def close(self) -> None:
         """Make durable what was appended, then end the thread."""
@@ -145,7 +150,10 @@ class WalWriter:
                 size += len(records[stop]) + 4
                 stop += 1
             data, crc = encode_batch(self._epoch, first_seq + start, self._crc, records[start:stop])
-            if self._offset + len(data) > self._segment_bytes:
+            # Without a spare it must wait: what was taken needs the room that is left.
+            sealed = self._sealing and self._spare is not None
+            if sealed or self._offset + len(data) > self._segment_bytes:
+                self._sealing = False
                 self._rotate(first_seq + start)
             _write_all(self._descriptor, data, self._offset)
             started_ns = perf_counter_ns()

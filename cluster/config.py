@@ -101,6 +101,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Inactivity timers that one shard runs at once, about 300 bytes each."""
     webhooks_private: bool = False
     """Whether webhooks may lead to loopback and private addresses."""
+    erase_within_s: Annotated[int, Meta(ge=2, le=30 * 86400)] = 7 * 86400
+    """A person who is erased is gone from every file of a shard within this time."""
+    erasures_max: Positive = 1_000_000
+    """Persons that one shard may erase in 30 days; each is remembered that long."""
     event_future_s: Positive = 3600
     """How far in the future an event's timestamp may lie."""
 
