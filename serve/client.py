@@ -55,6 +55,7 @@ class SyncClient:
     profile = _threaded(Client.profile)
     delete_profile = _threaded(Client.delete_profile)
     put_items = _threaded(Client.put_items)
+    put_document = _threaded(Client.put_document)
     decision = _threaded(Client.decision)
 
     @property

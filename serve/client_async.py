@@ -282,6 +282,11 @@ class Client:
         results: list[Document] = answer["results"]
         return results
 
+    async def put_document(self, kind: str, document_id: str, document: Fields) -> Document:
+        """Put a document, as an offer or a flag: `PUT /v1/{kind}/{id}`."""
+        path = f"/v1/{quote(kind, safe='')}/{quote(document_id, safe='')}"
+        return _document.decode(await self._ask(None, 0, "PUT", path, _encode(document)))
+
     async def decision(self, decision_id: str) -> Document:
         """The record of a decision: `GET /v1/decisions/{id}`."""
         path = f"/v1/decisions/{quote(decision_id, safe='')}"

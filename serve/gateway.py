@@ -133,6 +133,8 @@ class Gateway:
         self.loop = asyncio.get_running_loop()
         self.counts: dict[tuple[str, int], int] = {}
         """Answers by (route, status)."""
+        self.flag_keys: dict[str, tuple[float, list[str]]] = {}
+        """Keys of flags by tenant, and until when (monotonic seconds) they are taken for all."""
 
     async def answer(self, path: str, headers: Sequence[Header], body: bytes) -> Answer:
         """The answer to a POST on one of FAST_ROUTES or on BATCH_ROUTE. Never raises an error."""

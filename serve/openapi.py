@@ -29,6 +29,7 @@ from actors.messages import (
 )
 from serve.contacts import CONTACT_OPERATIONS
 from serve.documents import DOCUMENT_OPERATIONS
+from serve.ofrep import OFREP_OPERATIONS
 from serve.operation import Operation
 
 VERSION = "0.1.0"
@@ -179,6 +180,7 @@ OPERATIONS = (
     Operation("get", "/metrics", "Counters for Prometheus", answer=str, media="text/plain"),
     *CONTACT_OPERATIONS,
     *DOCUMENT_OPERATIONS,
+    *OFREP_OPERATIONS,
 )
 
 STREAM_TEXT = (
@@ -205,7 +207,7 @@ def document() -> dict[str, Any]:
     for operation in OPERATIONS:
         request = operation.request
         types |= set(request) if isinstance(request, tuple) else {request}
-        types.add(operation.answer)
+        types |= {operation.answer, operation.failure}
     types -= {None, str}
     ordered = sorted(types, key=lambda kind: kind.__name__)
     schemas, components = msgspec.json.schema_components(
@@ -248,7 +250,7 @@ def _operation(operation: Operation, refs: dict[Any, Any]) -> dict[str, Any]:
         "summary": operation.summary,
         "responses": {
             str(operation.status): _content("It worked", answer[operation.answer], operation.media),
-            "4XX": _content("The caller's mistake", refs[Problem], "application/problem+json"),
+            "4XX": _failures(operation, refs),
             "5XX": _content("Retry later", refs[Problem], "application/problem+json"),
         },
     }
@@ -273,6 +275,13 @@ def _operation(operation: Operation, refs: dict[Any, Any]) -> dict[str, Any]:
         schema = refs[operation.request] if operation.request in refs else _batch_schema(refs)
         described["requestBody"] = _content("", schema, "application/json") | {"required": True}
     return described
+
+
+def _failures(operation: Operation, refs: dict[Any, Any]) -> dict[str, Any]:
+    failed = _content("The caller's mistake", refs[Problem], "application/problem+json")
+    if operation.failure is not None:
+        failed["content"]["application/json"] = {"schema": refs[operation.failure]}
+    return failed
 
 
 def _content(description: str, schema: Any, media: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ class Operation(NamedTuple):
 
     answer  None stands for an object that is not described
     query   parameters of the query: name, and "boolean" or "integer"
+    failure what a 4xx looks like, if it is no problem document
     """
 
     method: str
@@ -21,3 +22,4 @@ class Operation(NamedTuple):
     keys: tuple[str, ...] = ("sk_",)
     media: str = "application/json"
     query: tuple[tuple[str, str], ...] = ()
+    failure: Any = None

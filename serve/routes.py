@@ -27,9 +27,11 @@ from serve.auth import Caller
 from serve.bodies import profile_id, read_body
 from serve.contacts import CONTACT_ROUTES
 from serve.documents import DOCUMENT_ROUTES
+from serve.doors import Work as DoorWork
 from serve.fast_lane import installed, respond
 from serve.gateway import BATCH_ROUTE, FAST_ROUTES, Gateway, decode
 from serve.metrics import exposition
+from serve.ofrep import OFREP_ROUTES
 from serve.openapi import ImportRequest, ItemResult, ItemsAnswer, ItemsBatch, describe
 from serve.problems import (
     JSON_TYPE,
@@ -57,6 +59,8 @@ def build_app() -> FastAPI:
     app.add_api_websocket_route(STREAM_ROUTE, _stream)
     for method, path, work in ROUTES:
         app.add_api_route(path, _endpoint(path, work), methods=_methods(method))
+    for method, path, door in DOORS:
+        app.add_api_route(path, _door(path, door), methods=_methods(method))
     app.add_api_route("/health/live", _live, methods=_methods("GET"))
     app.add_api_route("/health/ready", _ready, methods=_methods("GET"))
     app.add_exception_handler(HTTPException, _http_error)
@@ -219,6 +223,9 @@ def check_path(request: Request) -> None:
         raise RequestError(400, "the path is not valid UTF-8", "id", shown, "UTF-8") from None
 
 
+DOORS: tuple[tuple[str, str, DoorWork], ...] = OFREP_ROUTES
+
+
 def _methods(method: str) -> list[str]:
     return ["GET", "HEAD"] if method == "GET" else [method]
 
@@ -261,6 +268,23 @@ def _endpoint(path: str, work: Work) -> Callable[[Request], Awaitable[Response]]
         response = _response(answer)
         if path == "/metrics" and answer.status == 200:
             response.headers["content-type"] = "text/plain; version=0.0.4; charset=utf-8"
+        return response
+
+    endpoint.__name__ = work.__name__
+    return endpoint
+
+
+def _door(path: str, work: DoorWork) -> Callable[[Request], Awaitable[Response]]:
+    route = path.replace(":path}", "}")
+
+    async def endpoint(request: Request) -> Response:
+        gateway = _gateway()
+        answer = await work(gateway, request)
+        gateway.count(f"{request.method} {route}", answer.status)
+        response = Response(answer.body, answer.status)
+        if answer.body and PROBLEM_TYPE not in answer.headers:
+            response.raw_headers.append(JSON_TYPE)
+        response.raw_headers += answer.headers
         return response
 
     endpoint.__name__ = work.__name__
