@@ -35,7 +35,8 @@ class Source(Protocol):
         """Hold what arrives; the last sequence of its log, once that is durable. NotEntitled."""
 
     async def resume(self, handoff: str) -> None:
-        """Claim the range again if it froze for this handoff; returns when that is decided."""
+        """Claim the range again if it froze for this handoff; returns when that is decided, which
+        does not depend on whether the caller still waits."""
 
     async def release(self, handoff: str) -> None:
         """The table has been swapped: send everybody there."""

@@ -204,7 +204,8 @@ class Shard:
         await self._reach()
         gate = self.gate
         if gate is not None and gate.gating == "frozen" and gate.handoff == handoff:
-            await self._claim_again(gate)
+            # The shard's own work: it ends whether or not who asked for it is still there.
+            await asyncio.shield(asyncio.create_task(self._claim_again(gate)))
 
     async def release(self, handoff: str) -> None:
         await self._reach()
