@@ -19,14 +19,18 @@ from actors.coordinator import Coordinator, ShardHandle, Started
 from actors.documents import Stored
 from actors.messages import Item
 from actors.model_actor import MODEL_ACTOR, ModelActor
+from actors.planning import Advisor
 from actors.shard_actor import ShardActor
 from actors.warm_start_actor import Imports
 from cluster.config import Config
 from cluster.errors import OnehopError, Unavailable
 from cluster.keys import KeyRange
 from cluster.partition_map import encode_map
+from cluster.placement import Node
 
 LOG = logging.getLogger("onehop.actors")
+
+PLAN_S = 5.0
 Result = TypeVar("Result")
 
 
@@ -94,6 +98,29 @@ async def _reach(call: Awaitable[Result]) -> Result:
         raise Unavailable(f"the shard's actor can't be reached: {error}") from None
 
 
+async def _stats_of(shard_id: str) -> dict[str, Any] | None:
+    """A shard's counters; None if it can't be asked."""
+    try:
+        actor: Any = await asyncio.to_thread(ray.get_actor, shard_actor_name(shard_id))
+        stats: dict[str, Any] = await asyncio.wait_for(_reach(actor.stats.remote()), PLAN_S)
+    except (OnehopError, RayError, ValueError, TimeoutError):
+        return None
+    return stats
+
+
+def nodes_of_ray() -> list[Node]:
+    """The nodes that Ray has at this moment."""
+    return [
+        Node(
+            node["NodeID"],
+            max(node["Resources"].get("CPU", 0.0), 0.01),
+            int(node["Resources"].get("memory", 0)),
+        )
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
+        if node["Alive"]
+    ]
+
+
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)
 class CoordinatorActor:
     """One per cluster. Restarted by Ray; it adopts the shards that outlived it."""
@@ -106,6 +133,8 @@ class CoordinatorActor:
         self.starting: asyncio.Task[None] | None = None
         self.model: Any = None
         self.archiver: asyncio.Task[None] | None = None
+        self.advisor = Advisor(self.config)
+        self.advising: asyncio.Task[None] | None = None
 
     async def _started(self) -> Coordinator:
         """The coordinator, once its shards are up; the first caller starts them.
@@ -124,6 +153,7 @@ class CoordinatorActor:
             name=MODEL_ACTOR, lifetime="detached", get_if_exists=True
         ).remote(msgspec.json.encode(self.config), names)
         await self.coordinator.start()
+        self.advising = asyncio.create_task(self._advise())
         if self.config.archive_uri and self.config.durability != "memory":
             self.archiver = asyncio.create_task(self._archive())
         try:
@@ -140,6 +170,22 @@ class CoordinatorActor:
         while True:
             await asyncio.to_thread(archive.try_step, self.coordinator.map.epoch, look)
             await asyncio.sleep(self.config.archive_s)
+
+    async def _advise(self) -> None:
+        """Measure shards and nodes again and again, for the plan."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(PLAN_S)
+            try:
+                partition_map = self.coordinator.map
+                names = [owner.shard_id for owner in partition_map.owners]
+                stats = await asyncio.gather(*map(_stats_of, names))
+                nodes = await asyncio.to_thread(nodes_of_ray)
+                found = dict(zip(names, stats, strict=True))
+                self.advisor.measure(loop.time(), partition_map, found, nodes)
+            except Exception:
+                # Advice is never worth a shard's life; the next measurement may be possible.
+                LOG.exception("no plan can be made")
 
     async def _new_shard(self, shard_id: str, key_range: KeyRange) -> ShardHandle:
         try:
@@ -216,6 +262,10 @@ class CoordinatorActor:
 
     async def restarts(self) -> dict[str, int]:
         return self.coordinator.restarts()
+
+    async def plan(self) -> bytes:
+        await self._started()
+        return msgspec.json.encode(self.advisor.advice())
 
     async def model_versions(self, tenant: str) -> bytes:
         await self._started()

@@ -54,6 +54,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Actors that own a key range each; can't be changed for a `data_dir` that is in use."""
     gateways: Annotated[int, Meta(ge=1, le=256)] = 1
     """Processes that take HTTP."""
+    gateways_max: Annotated[int, Meta(ge=0, le=256)] = 0
+    """Up to so many gateways if those are busy; not above `gateways`: their number is fixed."""
     shard_cpus: Annotated[float, Meta(gt=0)] = 0.5
     """CPU that a shard claims from Ray; above 0, or the autoscaler takes its node for idle."""
     node_roles: bool = False

@@ -20,6 +20,7 @@ from serve.fast_lane import install
 from serve.gateway import Gateway
 from serve.router import Router
 from serve.routes import build_app
+from serve.scaling import METRIC, BusyMeter, autoscaling
 
 APP_NAME = "onehop"
 NAMESPACE = "onehop"
@@ -95,6 +96,10 @@ class CoordinatorControl:
         )
         return status
 
+    async def plan(self) -> bytes:
+        advice: bytes = await _asked(self._coordinator.plan.remote())
+        return advice
+
     async def model_versions(self, tenant: str) -> bytes:
         versions: bytes = await _asked(self._coordinator.model_versions.remote(tenant))
         return versions
@@ -143,14 +148,21 @@ class GatewayDeployment:
         keys = Keys(config.keys_path, keyless=config.loopback and config.loopback_without_key)
         replica = ray_serve.get_replica_context().replica_id.unique_id
         install(Gateway(keys, router, control, replica, config.request_timeout_s))
+        self.busy = BusyMeter()
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve's autoscaler is told of this gateway."""
+        return {METRIC: self.busy.read()}
 
 
 def app(config: Config) -> Application:
     """The Serve application for `config`."""
     deployment: Any = GatewayDeployment
     roles = {"resources": {"gateways": 1}} if config.node_roles else {}
+    scaled = autoscaling(config)
+    count = {"autoscaling_config": scaled} if scaled else {"num_replicas": config.gateways}
     application: Application = deployment.options(
-        num_replicas=config.gateways,
+        **count,
         ray_actor_options={"num_cpus": GATEWAY_CPUS, **roles},
         graceful_shutdown_timeout_s=5.0,
     ).bind(msgspec.json.encode(config))

@@ -26,6 +26,7 @@ from serve.remote import (
     Where,
     import_files,
     replay_file,
+    show_plan,
     show_status,
     where_is,
 )
@@ -241,3 +242,10 @@ def restore_command(uri: str, data_dir: str) -> None:
 def status_command(**where: Any) -> None:
     """Shards, what they hold, and how fast they answer."""
     asyncio.run(show_status(where_is(**where)))
+
+
+@commands.command("plan")
+@remote
+def plan_command(**where: Any) -> None:
+    """Loads of the shards, and what to split, merge or move for them."""
+    asyncio.run(show_plan(where_is(**where)))

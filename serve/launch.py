@@ -41,6 +41,8 @@ READY_S = 60.0
 GRACE_S = 3.0
 SAVE_S = 10.0
 POLL_S = 0.05
+REPORT_S = 2.0
+"""How often gateways tell Serve's autoscaler how busy they are."""
 GATEWAY_PORTS = 64
 """Size of the port range that gateways listen on, behind HAProxy."""
 # Unix sockets below it have paths of up to 107 bytes.
@@ -202,6 +204,8 @@ def serve_environment(config: Config, run_dir: Path) -> dict[str, str]:
         # Three failed checks until HAProxy is started anew: at the default of ten seconds, nobody
         # is answered for half a minute.
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+        # Gateways' load reaches Serve's autoscaler every ten seconds by default.
+        "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": str(REPORT_S),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS": "0",
     }
@@ -277,7 +281,7 @@ def _init_ray(config: Config, run_dir: Path, environment: dict[str, str]) -> Non
         ray.init(address=config.address, runtime_env=runtime_env, **common)
         return
     # Claims are for placement in a fleet; on one machine they must never keep us from starting.
-    wanted = config.shards * config.shard_cpus + config.gateways * 0.5
+    wanted = config.shards * config.shard_cpus + max(config.gateways, config.gateways_max) * 0.5
     ray.init(
         address="local",
         include_dashboard=False,

@@ -172,6 +172,7 @@ OPERATIONS = (
     Operation("get", "/v1/decisions/{id}", "Why this decision", answer=Decision),
     Operation("post", "/v1/imports", "Load Parquet files", ImportRequest, status=202),
     Operation("get", "/v1/imports/{id}", "How far an import is"),
+    Operation("get", "/v1/plan", "Loads of all shards, and what to split, merge or move for them"),
     Operation("get", "/v1/models", "The model that serves, and the saved versions"),
     Operation("post", "/v1/models/{name}:rollback", "Serve a saved version again"),
     Operation("get", "/v1/shards", "The partition map, with counters", answer=ShardsAnswer),

@@ -23,7 +23,7 @@ from serve.client import Client
 from serve.client_http import SUCCESS, Http, failure
 from serve.event_files import BadLine, Message, item_ids, read_events
 from serve.replay import Histogram, Tally, replay
-from serve.status import shards_table
+from serve.status import plan_text, shards_table
 
 TIMEOUT_S = 60.0
 CONNECTIONS = 2
@@ -89,6 +89,11 @@ async def call(http: Http, method: str, path: str, body: Any = None) -> Any:
 async def show_status(where: Where) -> None:
     async with connected(where) as http:
         click.echo(shards_table(await call(http, "GET", "/v1/shards")))
+
+
+async def show_plan(where: Where) -> None:
+    async with connected(where) as http:
+        click.echo(plan_text(await call(http, "GET", "/v1/plan")))
 
 
 async def import_files(where: Where, paths: dict[str, str | None], dry_run: bool) -> None:

@@ -144,6 +144,10 @@ async def get_import(gateway: Gateway, caller: Caller, request: Request) -> Answ
     return Answer(200, status)
 
 
+async def get_plan(gateway: Gateway, caller: Caller, request: Request) -> Answer:
+    return Answer(200, await gateway.control.plan())
+
+
 async def get_models(gateway: Gateway, caller: Caller, request: Request) -> Answer:
     return Answer(200, await gateway.control.model_versions(caller.tenant))
 
@@ -204,6 +208,7 @@ ROUTES: tuple[tuple[str, str, Work], ...] = (
     ("GET", "/v1/decisions/{id}", get_decision),
     ("POST", "/v1/imports", post_import),
     ("GET", "/v1/imports/{id}", get_import),
+    ("GET", "/v1/plan", get_plan),
     ("GET", "/v1/models", get_models),
     ("POST", "/v1/models/{name}:rollback", roll_back_model),
     ("GET", "/v1/shards", get_shards),

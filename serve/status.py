@@ -35,6 +35,41 @@ def shards_table(answer: Mapping[str, Any]) -> str:
     return "\n".join([*lines, total + (f", {down} of them not answering" if down else "")])
 
 
+def plan_text(answer: Mapping[str, Any]) -> str:
+    """The answer of `GET /v1/plan`: a line per shard, then what to change and what can't be."""
+    if not answer["shards"]:
+        return "nothing is measured yet; ask again in ten seconds"
+    header = ("shard", "node", "load", "CPU", "requests/s", "queue p99 us", "hottest person")
+    rows = [header, *(_plan_row(shard) for shard in answer["shards"])]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    for reshape in answer["reshapes"]:
+        into = len(reshape["targets"])
+        what = f"shard {', '.join(reshape['sources'])} -> {into} on "
+        nodes = ", ".join(target["nodeId"][:8] for target in reshape["targets"])
+        lines.append(f"{reshape['kind']}: {what}{nodes}: {reshape['why']}")
+    lines += [f"can't be helped: {text}" for text in answer["blocked"]]
+    if not answer["reshapes"]:
+        lines.append("nothing is to be split, merged or moved")
+    return "\n".join([*lines, f"CPUs wanted: {answer['cpusWanted']}"])
+
+
+def _plan_row(shard: Mapping[str, Any]) -> tuple[str, ...]:
+    hot = shard["hotKeys"]
+    return (
+        shard["shardId"],
+        shard["nodeId"][:8],
+        f"{shard['load']:.2f}",
+        f"{shard['cpu']:.2f}",
+        f"{shard['requestsPerSecond']:,.0f}",
+        f"{shard['queueP99Us']:,.0f}",
+        f"{hot[0]['share']:.0%} {hot[0]['keyHash'][:12]}" if hot else "",
+    )
+
+
 def _row(owner: Mapping[str, Any]) -> tuple[str, ...]:
     share = (int(owner["stop"], 16) - int(owner["start"], 16)) / HASH_SPACE
     known = (owner["shardId"], f"{owner['host']}:{owner['port']}", f"{share:.0%}")

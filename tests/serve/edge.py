@@ -91,6 +91,9 @@ class FakeControl:
     async def import_status(self, tenant: str, import_id: str) -> bytes | None:
         return self.imports.get((tenant, import_id))
 
+    async def plan(self) -> bytes:
+        return b'{"reshapes":[],"blocked":[],"cpusWanted":0.5,"shards":[]}'
+
     async def model_versions(self, tenant: str) -> bytes:
         return msgspec.json.encode({"serving": "m2", "events": 5, "saved": ["m1", "m2"]})
 

@@ -93,6 +93,21 @@ def test_only_loopback_is_listened_on(cluster: Cluster):
     assert list(gateways.values()) == ["127.0.0.1"] * cluster.config.gateways
 
 
+def test_the_plan_measures_every_shard_and_finds_nothing_to_do(cluster: Cluster):
+    deadline = time.monotonic() + 30
+    while True:
+        status, plan = call(cluster, "GET", "/v1/plan")
+        assert status == 200
+        if plan["shards"] or time.monotonic() > deadline:
+            break
+        time.sleep(0.5)
+    _, shards = call(cluster, "GET", "/v1/shards")
+    assert [shard["shardId"] for shard in plan["shards"]] == [
+        owner["shardId"] for owner in shards["owners"]
+    ]
+    assert all(shard["nodeId"] and shard["bytes"] > 0 for shard in plan["shards"])
+
+
 def test_the_answer_knows_the_event_of_its_own_call(cluster: Cluster):
     """For random people and items: what the call that carries the event answers is what a fresh
     read gives after it, and the item just viewed is no longer what it was before."""

@@ -114,6 +114,13 @@ async def test_models_are_listed_and_rolled_back(tmp_path: Path):
 
 
 @asynchronous
+async def test_the_plan_is_the_coordinator_s(tmp_path: Path):
+    async with new_edge(tmp_path) as edge:
+        reply = await edge.call("GET", "/v1/plan")
+        assert (reply.status, reply.json["cpusWanted"]) == (200, 0.5)
+
+
+@asynchronous
 async def test_shards_are_the_map_with_counters(tmp_path: Path):
     async with new_edge(tmp_path, lambda op, meta, body: (200, b'{"profiles":3}')) as edge:
         answer = (await edge.call("GET", "/v1/shards")).json

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from serve.status import percentile_ns, shards_table, size_text
+from serve.status import percentile_ns, plan_text, shards_table, size_text
 
 STATS: dict[str, Any] = {
     "profiles": 1_234,
@@ -58,3 +58,26 @@ def test_sizes_carry_their_unit() -> None:
         "3.0 GB",
         "5.0 TB",
     ]
+
+
+def test_a_plan_says_what_is_loaded_what_to_do_and_what_can_not_be_done() -> None:
+    shard = {
+        "shardId": "s0",
+        "nodeId": "a" * 56,
+        "cpu": 0.91,
+        "load": 0.88,
+        "requestsPerSecond": 12_345.6,
+        "queueP99Us": 1_200.0,
+        "bytes": 1,
+        "hotKeys": [{"keyHash": "beef" * 8, "share": 0.4}],
+    }
+    targets = [{"start": "0", "stop": "8", "nodeId": "b" * 56}] * 2
+    split = {"kind": "split", "sources": ["s0"], "targets": targets, "why": "load 0.88"}
+    answer = {"reshapes": [split], "blocked": ["x"], "cpusWanted": 1.5, "shards": [shard]}
+    table = plan_text(answer).splitlines()
+    for cell in ("s0", "aaaaaaaa", "0.88", "0.91", "12,346", "1,200", "40% beefbeefbeef"):
+        assert cell in table[1]
+    assert table[2] == "split: shard s0 -> 2 on bbbbbbbb, bbbbbbbb: load 0.88"
+    assert table[3:] == ["can't be helped: x", "CPUs wanted: 1.5"]
+    assert "nothing is to be split" in plan_text(answer | {"reshapes": []})
+    assert "ask again" in plan_text(answer | {"shards": []})

@@ -317,6 +317,9 @@ class World:
     async def _start_all(self) -> None:
         for claim in self.store.table.claims:
             shard = self.shards[claim.shard_id]
+            if shard.gate is not None and shard.gate.gating == "gone":
+                # Deposed by a claim for itself, of a life before: such a process leaves.
+                shard.crash()
             if shard.gate is None:
                 await shard.start()
 
