@@ -370,13 +370,21 @@ def best(
             continue
         if alive[item] == 0 or blocked[item] != 0:
             continue
-        at = found if found < k else k - 1
-        while at > 0 and out_scores[at - 1] < score:
-            out_scores[at] = out_scores[at - 1]
-            out[at] = out[at - 1]
-            at -= 1
-        out_scores[at] = score
-        out[at] = item
-        if found < k:
-            found += 1
+        found = insert(item, score, found, k, out, out_scores)
     return found
+
+
+@njit(cache=True, nogil=True)
+def insert(item: Any, score: Any, found: Any, k: Any, out: Any, out_scores: Any) -> Any:
+    """Put an item among the `found` best, of which at most k stay; equal scores stay in order.
+
+    If there are k already, `score` is above the last. Returns how many there are.
+    """
+    at = found if found < k else k - 1
+    while at > 0 and out_scores[at - 1] < score:
+        out_scores[at] = out_scores[at - 1]
+        out[at] = out[at - 1]
+        at -= 1
+    out_scores[at] = score
+    out[at] = item
+    return min(found + 1, k)

@@ -9,6 +9,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from actors.engine.interface import Items, People, Ranking
+from actors.engine.kernels import insert
 
 RESULTS_MAX = 1024
 EMPTY = np.zeros(0, np.float32)
@@ -98,13 +99,5 @@ def top(
             score += embeddings[item, j] * vector[j]
         if found == k and score <= scores[k - 1]:
             continue
-        place = found if found < k else k - 1
-        while place > 0 and scores[place - 1] < score:
-            scores[place] = scores[place - 1]
-            items[place] = items[place - 1]
-            place -= 1
-        scores[place] = score
-        items[place] = item
-        if found < k:
-            found += 1
+        found = insert(item, score, found, k, items, scores)
     return found
