@@ -204,6 +204,7 @@ class Opened(NamedTuple):
 
     number    the decision's; arms and slots by slot, "" = its only one
     active    False: rewards count only once the decision is activated
+    shadow    what the policy would have shown, where the baseline acted
     """
 
     number: int
@@ -212,6 +213,7 @@ class Opened(NamedTuple):
     slots: list[str]
     trace: bytes
     active: bool = True
+    shadow: list[str] = []
 
 
 class OpenLedger:

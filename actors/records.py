@@ -17,6 +17,7 @@ from actors.books import Effect
 from actors.catalogue import CatalogueDump
 from actors.checked import Applied
 from actors.documents import Stored
+from actors.open_decisions import OpenDecision
 from actors.outbox import Contacted, Step
 
 COLUMNS: dict[str, type[np.generic]] = {
@@ -123,6 +124,35 @@ class Outboxed(Record, frozen=True, tag="m"):
     steps: list[Step]
 
 
+class Opened(Record, frozen=True, tag="q"):
+    """A treatment decision begins to wait for its rewards."""
+
+    decision: OpenDecision
+
+
+class Rewarded(Record, frozen=True, tag="r"):
+    """A slot of an open decision got a reward. token: a number of its message id, 0 = none."""
+
+    number: int
+    place: int
+    value: float
+    now_s: int
+    token: int = 0
+
+
+class Activated(Record, frozen=True, tag="x"):
+    """An open decision was seen by its person."""
+
+    number: int
+    now_s: int
+
+
+class Closed(Record, frozen=True, tag="z"):
+    """Open decisions whose window had ended by now are closed, a bounded number of them."""
+
+    now_s: int
+
+
 class Documented(Record, frozen=True, tag="v"):
     """Versions of documents, put or deleted."""
 
@@ -185,6 +215,10 @@ AnyRecord = (
     | Outboxed
     | Documented
     | Granted
+    | Opened
+    | Rewarded
+    | Activated
+    | Closed
     | Forgotten
     | Purging
     | Named

@@ -44,12 +44,14 @@ from actors.records import (
     Identified,
     Observed,
 )
+from actors.reward_ops import RewardOps
+from actors.rewards import CLOSE_MAX
 from actors.shard_reads import Answer, ShardReads
 from actors.state import DISK_FULL
 from actors.surfaces.interface import Who
 from actors.surfaces.outcomes import settle
 from actors.tenant import Tenant
-from actors.watch import Moved, Said, Watch
+from actors.watch import FIRED_MAX, Moved, Said, Watch
 from cluster.config import Config
 from cluster.errors import RequestError, StoreFull
 from cluster.frames import Op
@@ -59,9 +61,12 @@ from cluster.levels import Level
 LOG = logging.getLogger("onehop.actors")
 
 _WRITE_OPS = frozenset((Op.DECIDE, Op.TRACK, Op.PAGE, Op.IDENTIFY, Op.PROFILE_DELETE)) | {
-    *(Op.CONSENTS_PUT, Op.SUPPRESS, Op.ACKNOWLEDGE, Op.REDRIVE, Op.DISCARD)
+    *(Op.CONSENTS_PUT, Op.SUPPRESS, Op.ACKNOWLEDGE, Op.REDRIVE, Op.DISCARD),
+    *(Op.REWARD, Op.ACTIVATE),
 }
-_PUBLIC_OPS = frozenset((Op.DECIDE, Op.TRACK, Op.PAGE, Op.IDENTIFY, Op.ACKNOWLEDGE))
+_PUBLIC_OPS = frozenset(
+    (Op.DECIDE, Op.TRACK, Op.PAGE, Op.IDENTIFY, Op.ACKNOWLEDGE, Op.REWARD, Op.ACTIVATE)
+)
 OVERLOADED = problem(RequestError(429, "the owner has more to do than time, retry after a pause"))
 _NEW = b'{"duplicate":false'
 _REPEAT = b'{"duplicate":true'
@@ -103,7 +108,9 @@ class Shard(ShardReads):
         self.watch = Watch(self, self._next_number)
         self.mailroom = Mailroom(self)
         contact_ops = ContactOps(self, self, self.mailroom)
-        self._handlers: dict[int, Callable[[Caller, bytes, int], Answer]] = contact_ops.handlers | {
+        self._handlers: dict[int, Callable[[Caller, bytes, int], Answer]] = {
+            **contact_ops.handlers,
+            **RewardOps(self).handlers,
             Op.DECIDE: self._decide,
             Op.TRACK: self._track,
             Op.PAGE: self._page,
@@ -242,6 +249,7 @@ class Shard(ShardReads):
             ledger.contacted,
         )
         self._keep(record, row, moved)
+        self.rewards.open_all(caller.tenant, key, ledger.opened, int(now_s))
         return 200, answer
 
     def _keep(self, record: Observed, row: int, moved: Moved) -> None:
@@ -331,6 +339,7 @@ class Shard(ShardReads):
             contacted=ledger.contacted,
         )
         self._keep(record, row, moved)
+        self.rewards.open_all(caller.tenant, key, ledger.opened, int(now_s))
         self.stages.record(started_ns - arrived_ns, perf_counter_ns() - started_ns, None)
         return 200, answer.content
 
@@ -389,12 +398,21 @@ class Shard(ShardReads):
         return records.Answer(message_id or "", digest(op, body), content)
 
     def pulse(self) -> int:
-        """Let timers fire that are due; returns how many did, at most FIRED_MAX."""
-        return self.watch.tick(self.mailroom.posted)
+        """Let timers fire and decisions close that are due; returns FIRED_MAX if more may be."""
+        fired = self.watch.tick(self.mailroom.posted)
+        if self.journal is None or self.journal.has_room:
+            closed = self.rewards.close_due(int(self.now()))
+            return FIRED_MAX if closed == CLOSE_MAX else fired
+        return fired
 
     def stats(self) -> dict[str, Any]:
         """Counters of this shard, for /metrics and /v1/shards."""
-        return super().stats() | self.watch.counters() | self.mailroom.counters()
+        return (
+            super().stats()
+            | self.watch.counters()
+            | self.mailroom.counters()
+            | self.rewards.counters()
+        )
 
 
 def hash_session(session: str | None) -> int:

@@ -26,6 +26,7 @@ from actors import store_kernels as kernels
 from actors.books import Books
 from actors.catalogue import CatalogueDump
 from actors.documents import Stored
+from actors.open_decisions import OpenDecision
 from actors.outbox import Message
 from actors.recent import Answered, DecisionRecord
 from actors.state import ShardState
@@ -74,6 +75,9 @@ class _Meta(msgspec.Struct, array_like=True):
     dedupe_dropped_s: int = 0
     messages: list[Message] = []
     erased: list[tuple[bytes, int]] = []
+    opened: list[OpenDecision] = []
+    closed: list[OpenDecision] = []
+    closed_total: int = 0
 
 
 def snapshot_path(folder: Path, next_seq: int) -> Path:
@@ -111,6 +115,7 @@ def write_snapshot(state: ShardState, folder: Path, end: End) -> Path:
         state.dedupe.dropped_s,
         state.outbox.entries(),
         state.tombstones.entries(),
+        *state.rewards.decisions.entries(),
     )
     # Offsets depend on the size of meta, which depends on the offsets' digits: leave a page.
     at = _page(_HEAD.size + len(msgspec.msgpack.encode(meta)) + PAGE)
@@ -187,6 +192,7 @@ def read_snapshot(path: Path, state: ShardState) -> End:
     state.tombstones.restore(meta.erased)
     for message in meta.messages:
         state.outbox.add(message)
+    state.rewards.decisions.restore(meta.opened, meta.closed, meta.closed_total)
     return End(meta.next_seq, meta.epoch, None, 0, meta.crc)
 
 

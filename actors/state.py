@@ -29,7 +29,9 @@ from actors.outbox import Contacted, Outbox
 from actors.profile import merge_traits
 from actors.recent import Answered, DecisionLog, DecisionRecord, DedupeWindow
 from actors.records import (
+    Activated,
     Catalogued,
+    Closed,
     Documented,
     Fired,
     Forgotten,
@@ -40,13 +42,16 @@ from actors.records import (
     LoadedTraits,
     Named,
     Observed,
+    Opened,
     Outboxed,
     Purging,
+    Rewarded,
     Seeded,
     Swept,
     pack_columns,
     unpack_columns,
 )
+from actors.rewards import Rewards
 from actors.store import ProfileStore
 from actors.tenant import Tenant
 from actors.timers import Due, Timers
@@ -86,7 +91,7 @@ class ShardState:
         self.config = config
         self.epoch = epoch
         self.now = now
-        self._learns = learns
+        self.learns = learns
         self.store = ProfileStore(
             profiles_max=config.profiles_max,
             profile_bytes_max=config.profile_bytes_max,
@@ -98,6 +103,7 @@ class ShardState:
         self.dedupe = DedupeWindow(config.dedupe_window_s, config.dedupe_bytes_max)
         self.decisions = DecisionLog(config.decisions_bytes_max)
         self.tombstones = Tombstones(config.erasures_max)
+        self.rewards = Rewards(self, config.open_decisions_bytes_max)
         self.outbox = Outbox(config.outbox_bytes_max)
         self.timers = Timers(config.timers_max)
         """Found again in the ledgers after a recovery; records only change the ledgers."""
@@ -148,7 +154,7 @@ class ShardState:
                 catalogue.attribute_ids,
             )
             if events.enters_ring(kind, item):
-                if self._learns:
+                if self.learns:
                     self._learn(tenant, row, item, kind, value, time_s, context)
                 store.enter_ring(row, item, kind, value, time_s)
                 if catalogue.embeddings is not None and weight > 0.0:
@@ -266,6 +272,7 @@ class ShardState:
             self.forget(row)
         self.outbox.forget(record.key)
         self.decisions.forget(record.key)
+        self.rewards.forget(record.key)
         self.dedupe.forget(record.key)
         if record.now_s:
             self.tombstones.add(record.key, record.now_s)
@@ -363,7 +370,7 @@ class ShardState:
         if not acted.all():
             rows, chunk = rows[acted], {name: column[acted] for name, column in chunk.items()}
         items, kinds = chunk["item"], chunk["type"]
-        if self._learns:
+        if self.learns:
             tenant.engine.learn_batch(rows, items, kinds, chunk["value"], chunk["time"])
         if tenant.catalogue.embeddings is not None:
             self.store.blend_many(rows, items, kinds, tenant.catalogue.embeddings)
@@ -442,6 +449,14 @@ class ShardState:
             case Granted():
                 books = self.tenant(record.tenant).books
                 books.grant(record.budget, record.granted, record.now_s)
+            case Opened():
+                self.rewards.apply_opened(record.decision)
+            case Rewarded():
+                self.rewards.apply_rewarded(record)
+            case Activated():
+                self.rewards.apply_activated(record)
+            case Closed():
+                self.rewards.apply_closed(record)
             case Documented():
                 self.put_documents(record.tenant, record.versions)
             case Identified():

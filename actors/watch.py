@@ -221,6 +221,7 @@ class Watch:
         record = Fired(reach.tenant, due.key, now_s, due.trigger, packed, opened.contacted)
         state.fire(record)
         state.log(record)
+        state.rewards.open_all(reach.tenant, due.key, opened.opened, now_s)
         posted(opened.contacted)
         return True
 

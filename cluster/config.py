@@ -97,6 +97,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Memory of one shard for remembered messageIds and answers; the oldest leave first."""
     decisions_bytes_max: Annotated[int, Meta(ge=1 << 16)] = 128 << 20
     """Memory of one shard for decision records; the oldest leave first."""
+    open_decisions_bytes_max: Annotated[int, Meta(ge=1 << 16)] = 64 << 20
+    """Memory of one shard for treatment decisions that wait for rewards, and again for those that
+    no longer do. While it is full, the first to close closes early."""
     outbox_bytes_max: Annotated[int, Meta(ge=1 << 18)] = 256 << 20
     """Memory of one shard for messages to be sent; while it is full nobody is contacted."""
     timers_max: Positive = 1_000_000

@@ -62,6 +62,9 @@ class Op(IntEnum):
     DEAD_LETTERS = 70
     REDRIVE = 71
     DISCARD = 72
+    REWARD = 80
+    ACTIVATE = 81
+    OUTCOMES = 82
     # From an owner, unasked: meta is the subscription's token, body a CloudEvent.
     PUSH = 66
 

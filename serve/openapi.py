@@ -31,6 +31,7 @@ from serve.contacts import CONTACT_OPERATIONS
 from serve.documents import DOCUMENT_OPERATIONS
 from serve.ofrep import OFREP_OPERATIONS
 from serve.operation import Operation
+from serve.rewards import REWARD_OPERATIONS
 
 VERSION = "0.1.0"
 Path4096 = Annotated[str, Meta(min_length=1, max_length=4096)]
@@ -180,6 +181,7 @@ OPERATIONS = (
     Operation("get", "/health/ready", "All shards can be reached", answer=Health, keys=()),
     Operation("get", "/metrics", "Counters for Prometheus", answer=str, media="text/plain"),
     *CONTACT_OPERATIONS,
+    *REWARD_OPERATIONS,
     *DOCUMENT_OPERATIONS,
     *OFREP_OPERATIONS,
 )

@@ -40,6 +40,7 @@ from serve.problems import (
     answer_of,
     http_problem,
 )
+from serve.rewards import REWARD_ROUTES
 from serve.stream import STREAM_ROUTE, serve_stream
 
 ITEM_ID_MAX = 256
@@ -199,6 +200,7 @@ async def shard_stats(gateway: Gateway) -> dict[str, msgspec.Raw | None]:
 
 ROUTES: tuple[tuple[str, str, Work], ...] = (
     *CONTACT_ROUTES,
+    *REWARD_ROUTES,
     ("GET", "/v1/profiles/{id:path}", get_profile),
     ("DELETE", "/v1/profiles/{id:path}", delete_profile),
     ("PUT", "/v1/items/{id:path}", put_item),

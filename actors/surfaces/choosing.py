@@ -63,6 +63,7 @@ class Choosing(NamedTuple):
             [arms.ids[arm] for arm in order],
             [slot.id for slot in spec.slots],
             choice.trace,
+            shadow=[arms.ids[arm] for arm in choice.shadow.tolist()],
         )
         who.ledger.opened.append(opened)
         return made

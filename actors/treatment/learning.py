@@ -50,7 +50,6 @@ def softmax(z: Any) -> Any:
 def learn_choice(
     sums: Any,
     salt: Any,
-    surface: Any,
     ch: Any,
     cx: Any,
     arms: Any,
@@ -58,45 +57,46 @@ def learn_choice(
     fh: Any,
     fx: Any,
     memory: Any,
+    shown: Any,
     chosen: Any,
     weight: Any,
 ) -> None:
     """Of arms shown side by side the person took one: a conditional logit (McFadden 1974).
 
     The choice of one against all others is one outcome of the difference between its features and
-    the others', these weighted by their chances.
+    the others', these weighted by their chances. What all arms share has no say in it.
     """
-    m = len(arms)
-    per_arm = 1 + len(ch) + 2 * b.MEMORY
-    most = per_arm * m + 2 * len(fh)
+    m = len(shown)
+    most = (1 + len(ch) + 2 * b.MEMORY) * m + 2 * len(fh)
     rows, cols = np.empty((most, 2), np.int64), np.empty((most, 2))
-    stops = np.empty(m + 1, np.int64)
-    stops[0] = 0
+    stops = np.zeros(m + 1, np.int64)
     first, second, x = np.empty(m), np.empty(m), np.empty((m, b.TRUST))
     trust = b.trust_of(sums, salt)
     doubt = np.zeros(b.LEVELS)
-    for a in range(m):
+    for i in range(m):
+        a = shown[i]
         own = slice(starts[a], starts[a + 1])
-        at = stops[a]
-        stops[a + 1] = b.collect_arm(
+        at = stops[i]
+        stops[i + 1] = b.collect_arm(
             salt, ch, cx, arms[a], fh[own], fx[own], memory[a], at, rows, cols
         )
         mean = np.zeros(b.LEVELS)
-        b.add_up(sums, rows, cols, at, stops[a + 1], mean, doubt)
-        b.inputs(mean, x[a])
-        first[a] = mean.sum()
-        second[a] = b.dot(trust, x[a])
+        b.add_up(sums, rows, cols, at, stops[i + 1], mean, doubt)
+        b.inputs(mean, x[i])
+        first[i] = mean.sum()
+        second[i] = b.dot(trust, x[i])
     p, q = softmax(first), softmax(second)
     difference = x[chosen].copy()
-    for a in range(m):
-        share_p = p[a] / max(1.0 - p[chosen], 1e-12)
-        share_q = q[a] / max(1.0 - q[chosen], 1e-12)
-        if a != chosen:
-            for i in range(stops[a], stops[a + 1]):
-                cols[i, 0] *= -share_p
-            for i in range(b.TRUST):
-                difference[i] -= share_q * x[a, i]
-        b.count(sums, salt, arms[a], 1.0 if a == chosen else 0.0, weight)
+    for i in range(m):
+        share_p = p[i] / max(1.0 - p[chosen], 1e-12)
+        share_q = q[i] / max(1.0 - q[chosen], 1e-12)
+        if i != chosen:
+            for j in range(stops[i], stops[i + 1]):
+                cols[j, 0] *= -share_p
+            for j in range(b.TRUST):
+                difference[j] -= share_q * x[i, j]
+        b.count(sums, salt, arms[shown[i]], 1.0 if i == chosen else 0.0, weight)
+    difference[0] = 0.0
     b.step_trust(sums, salt, difference, trust, _margin(q[chosen]), 1.0, weight)
     n = _merge(rows, cols, stops[m])
     b.step(sums, rows, cols, n, _margin(p[chosen]), 1.0, weight)

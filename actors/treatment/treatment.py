@@ -8,14 +8,14 @@ propensities are exact over what is left. Nothing here knows a person, a clock o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from actors.treatment import belief, choosing, learning, memory
-from actors.treatment.features import Arms, Features
+from actors.treatment.features import NO_FEATURES, Arms, Features
 from actors.treatment.policy import Policy
 
 NO_ORDER: NDArray[np.int32] = np.zeros(0, np.int32)
@@ -48,22 +48,42 @@ class Choice(NamedTuple):
 
 
 class Trace(msgspec.Struct, array_like=True, frozen=True):
-    """What was shown, as learning needs it. Arrays as little-endian bytes, k arms by slot.
+    """What was decided on, as learning and evaluation need it. Arrays as little-endian bytes.
 
-    hashes uint32 and values float32: the context; arms uint32 [k]; starts int32 [k + 1],
-    features uint32 and feature_values float32: what the arms are like; memory float32 [k, MEMORY];
-    chances float32 [k]; propensities float64 [k]
+    hashes uint32 and values float32: the context
+    of m candidates, of which the first `free` could be drawn and the others were pinned:
+    arms uint32 [m], worth float32 [m]; starts int32 [m + 1], features uint32 and feature_values
+    float32: what they are like; memory float32 [m, MEMORY], or b"" of who has none
+    of k slots: shown int32 [k], which candidate; chances float32 [k]; propensities float64 [k]
     """
 
     hashes: bytes
     values: bytes
+    free: int
     arms: bytes
+    worth: bytes
     starts: bytes
     features: bytes
     feature_values: bytes
     memory: bytes
+    shown: bytes
     chances: bytes
     propensities: bytes
+
+
+class Traced(NamedTuple):
+    """A trace as arrays."""
+
+    context: Features
+    free: int
+    arms: NDArray[np.uint32]
+    worth: NDArray[np.float32]
+    starts: NDArray[np.int32]
+    features: Features
+    memory: NDArray[np.float32]
+    shown: NDArray[np.int32]
+    chances: NDArray[np.float32]
+    propensities: NDArray[np.float64]
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -149,7 +169,7 @@ class Treatment:
         choice = policy.spec.outcome == "choice"
         choosing.chances(self._sums, policy.salt, beliefs, order, choice, chances)
         shown = candidates[order]
-        trace = _trace(context, arms, own, shown, chances, propensities)
+        trace = _trace(context, arms, own, candidates, free, order, chances, propensities)
         return Choice(
             shown,
             propensities,
@@ -198,19 +218,19 @@ class Treatment:
         self, policy: Policy, trace: bytes, slot: int, reward: float, weight: float = 1.0
     ) -> None:
         """What stood in `slot` got a reward, in the policy's units."""
-        shown = _decode(trace)
-        ch, cx, arms, starts, fh, fx, own, _ = _arrays(shown)
-        part = slice(starts[slot], starts[slot + 1])
+        seen = traced(trace)
+        arm = seen.shown[slot]
+        part = slice(seen.starts[arm], seen.starts[arm + 1])
         learning.learn_reward(
             self._sums,
             policy.salt,
             policy.surface_salt,
-            ch,
-            cx,
-            arms[slot],
-            fh[part],
-            fx[part],
-            own[slot],
+            seen.context.hashes,
+            seen.context.values,
+            seen.arms[arm],
+            seen.features.hashes[part],
+            seen.features.values[part],
+            seen.memory[arm],
             slot,
             policy.scaled(reward),
             weight,
@@ -219,20 +239,20 @@ class Treatment:
 
     def learn_choice(self, policy: Policy, trace: bytes, chosen: int, weight: float = 1.0) -> None:
         """The person took what stood in slot `chosen`, of all that was shown; -1: nothing."""
-        if chosen < 0:
+        seen = traced(trace)
+        if not 0 <= chosen < len(seen.shown) or len(seen.shown) < 2:
             return
-        ch, cx, arms, starts, fh, fx, own, _ = _arrays(_decode(trace))
         learning.learn_choice(
             self._sums,
             policy.salt,
-            policy.surface_salt,
-            ch,
-            cx,
-            arms,
-            starts,
-            fh,
-            fx,
-            own,
+            seen.context.hashes,
+            seen.context.values,
+            seen.arms,
+            seen.starts,
+            seen.features.hashes,
+            seen.features.values,
+            seen.memory,
+            seen.shown,
             chosen,
             weight,
         )
@@ -242,13 +262,31 @@ class Treatment:
         self, policy: Policy, remembered: bytes, trace: bytes, slot: int, reward: float
     ) -> bytes:
         """A person's memory after the reward of a slot; of a choice, `slot` is what was taken."""
-        _, _, arms, _, _, _, _, chances = _arrays(_decode(trace))
+        seen = traced(trace)
+        arms = seen.arms[seen.shown]
         if policy.spec.outcome == "choice":
             taken = (np.arange(len(arms)) == slot).astype(np.float32)
-            return memory.remember(remembered, arms, chances, taken)
+            return memory.remember(remembered, arms, seen.chances, taken)
         one = slice(slot, slot + 1)
         got = np.array([policy.scaled(reward)], np.float32)
-        return memory.remember(remembered, arms[one], chances[one], got)
+        return memory.remember(remembered, arms[one], seen.chances[one], got)
+
+    def replayed(self, policy: Policy, seen: Traced) -> NDArray[np.float64]:
+        """What the policy believes now of the candidates of an earlier decision, [m, 4]."""
+        found: NDArray[np.float64] = choosing.believe(
+            self._sums,
+            policy.salt,
+            policy.surface_salt,
+            seen.context.hashes,
+            seen.context.values,
+            seen.arms,
+            seen.starts,
+            seen.features.hashes,
+            seen.features.values,
+            seen.memory,
+            np.arange(len(seen.arms), dtype=np.int32),
+        )
+        return found
 
     def explain(
         self,
@@ -341,44 +379,61 @@ def _trace(
     context: Features,
     arms: Arms,
     own: NDArray[np.float32],
+    candidates: NDArray[np.int32],
+    free: int,
     shown: NDArray[np.int32],
     chances: NDArray[np.float32],
     propensities: NDArray[np.float64],
 ) -> bytes:
-    starts, hashes, values = np.zeros(len(shown) + 1, np.int32), b"", b""
-    if arms.starts[-1]:
-        bounds = [(int(arms.starts[a]), int(arms.starts[a + 1])) for a in shown.tolist()]
-        np.cumsum([stop - start for start, stop in bounds], out=starts[1:])
-        found = arms.features
-        hashes = b"".join(found.hashes[start:stop].tobytes() for start, stop in bounds)
-        values = b"".join(found.values[start:stop].tobytes() for start, stop in bounds)
+    features, starts = arms.features, arms.starts
+    if np.array_equal(candidates, np.arange(len(arms.ids))):
+        pass  # They lie in this order already.
+    elif starts[-1] and len(candidates):
+        lengths = np.diff(starts)[candidates]
+        ends = np.cumsum(lengths)
+        # Where each candidate's features lie among all arms' features, one after the other.
+        places = np.arange(ends[-1]) + np.repeat(starts[candidates] - (ends - lengths), lengths)
+        features = Features(features.hashes[places], features.values[places])
+        starts = np.append(0, ends).astype(np.int32)
+    else:
+        features, starts = NO_FEATURES, np.zeros(len(candidates) + 1, np.int32)
     return _encode(
         Trace(
             context.hashes.tobytes(),
             context.values.tobytes(),
-            arms.hashes[shown].tobytes(),
+            free,
+            arms.hashes[candidates].tobytes(),
+            arms.values[candidates].tobytes(),
             starts.tobytes(),
-            hashes,
-            values,
-            own[shown].tobytes(),
+            features.hashes.tobytes(),
+            features.values.tobytes(),
+            own[candidates].tobytes() if own.any() else b"",
+            shown.tobytes(),
             chances.tobytes(),
             propensities.tobytes(),
         )
     )
 
 
-def _arrays(trace: Trace) -> tuple[NDArray[Any], ...]:
-    """Arrays of a trace in the order hashes, values, arms, starts, features, feature values,
-    memory, chances.
-    """
-    floats = np.float32
-    return (
-        np.frombuffer(trace.hashes, np.uint32),
-        np.frombuffer(trace.values, floats),
-        np.frombuffer(trace.arms, np.uint32),
-        np.frombuffer(trace.starts, np.int32),
-        np.frombuffer(trace.features, np.uint32),
-        np.frombuffer(trace.feature_values, floats),
-        np.frombuffer(trace.memory, floats).reshape(-1, belief.MEMORY),
-        np.frombuffer(trace.chances, floats),
+def traced(trace: bytes) -> Traced:
+    """The arrays of a trace. Raises msgspec.DecodeError if it is none."""
+    raw = _decode(trace)
+    arms = np.frombuffer(raw.arms, np.uint32)
+    if raw.memory:
+        own = np.frombuffer(raw.memory, np.float32).reshape(len(arms), belief.MEMORY)
+    else:
+        own = np.zeros((len(arms), belief.MEMORY), np.float32)
+    return Traced(
+        Features(np.frombuffer(raw.hashes, np.uint32), np.frombuffer(raw.values, np.float32)),
+        raw.free,
+        arms,
+        np.frombuffer(raw.worth, np.float32),
+        np.frombuffer(raw.starts, np.int32),
+        Features(
+            np.frombuffer(raw.features, np.uint32), np.frombuffer(raw.feature_values, np.float32)
+        ),
+        own,
+        np.frombuffer(raw.shown, np.int32),
+        np.frombuffer(raw.chances, np.float32),
+        np.frombuffer(raw.propensities, np.float64),
     )

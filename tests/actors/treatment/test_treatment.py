@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from actors.treatment import belief, choosing
 from actors.treatment.features import NO_FEATURES, Arm, arms_of, features_of
 from actors.treatment.policy import RULES, PolicySpec, policy_of
-from actors.treatment.treatment import Treatment
+from actors.treatment.treatment import Treatment, traced
 from cluster.errors import RequestError
 
 FIVE = arms_of([Arm(name, {"price": 5.0 + i}) for i, name in enumerate("abcde")])
@@ -292,3 +292,20 @@ def test_arms_must_differ():
         arms_of([Arm("a"), Arm("a")])
     with pytest.raises(ValueError, match="value"):
         arms_of([Arm("a", value=-1.0)])
+
+
+def test_a_trace_says_what_every_candidate_was_like():
+    """Also where pins and exclusions put candidates into another order than the arms'."""
+    arms = arms_of([Arm("a", {"x": 1.0}), Arm("b"), Arm("c", {"x": 7.0, "y": "z"})])
+    policy, rng = policy_of("p", PolicySpec("ui")), np.random.default_rng(1)
+    for eligible, pins in (([0, 1, 2], {0: 0}), ([2, 1], {}), ([1], {}), ([], {1: 2, 0: 1})):
+        allowed = np.array(eligible, np.int32)
+        choice = Treatment().choose(policy, features_of({"d": "e"}), arms, rng, 3, allowed, pins)
+        seen = traced(choice.trace)
+        assert seen.arms[seen.shown].tolist() == arms.hashes[choice.order].tolist()
+        for at, arm in enumerate(seen.arms.tolist()):
+            own = int(np.flatnonzero(arms.hashes == arm)[0])
+            here = slice(seen.starts[at], seen.starts[at + 1])
+            there = slice(arms.starts[own], arms.starts[own + 1])
+            assert seen.features.hashes[here].tolist() == arms.features.hashes[there].tolist()
+            assert seen.features.values[here].tolist() == arms.features.values[there].tolist()
