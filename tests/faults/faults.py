@@ -42,7 +42,8 @@ def failing(pid: int, call: str) -> Iterator[None]:
         try:
             yield
         finally:
-            tracer.terminate()
+            # Asked to end, it may wait for threads of a process that is dead already.
+            tracer.kill()
 
 
 def kill(word: str) -> Fault:
