@@ -84,6 +84,8 @@ class Soak:
         self._load = load
         self._generator = generator
         self.recovered_s: defaultdict[str, list[float]] = defaultdict(list)
+        self.stuck = 0
+        """Faults after which it did not come back by itself."""
         self.rss: list[tuple[float, int]] = []
 
     def run(self, minutes: float) -> None:
@@ -93,7 +95,13 @@ class Soak:
             names = [n for n in FAULTS if n not in RARE or self._generator.random() < STOPPING]
             name = self._generator.choice(names)
             self.rss.append((time.monotonic(), rss_bytes(tree(self._onehop.pid))))
-            struck_s = FAULTS[name](self._onehop, self._generator)
+            try:
+                struck_s = FAULTS[name](self._onehop, self._generator)
+            except TimeoutError as error:
+                # It did not come back by itself; what it acknowledged must be there all the same.
+                print(f"{name}: {error}", flush=True)
+                self.stuck += 1
+                name, struck_s = "cluster", restart_all(self._onehop, self._generator)
             wait_recovered(self._onehop, SHARDS)
             took_s = time.monotonic() - struck_s
             self.recovered_s[name].append(took_s)
@@ -167,6 +175,7 @@ def soak(minutes: float, seed: int, rate: float, folder: Path) -> Row:
         "lost": rules["lost"],
         "doubled": rules["doubled"],
         "violations": len(wrong),
+        "stuck": run.stuck,
         "rss_mb_per_hour": round(run.rss_slope(), 1),
         "rss_mb": round(run.rss[-1][1] / 1e6) if run.rss else 0,
     }

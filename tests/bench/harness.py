@@ -218,9 +218,12 @@ class Server:
 
 
 class Redis:
-    """A private redis-server on a Unix socket and a loopback port, without persistence."""
+    """A private redis-server on a Unix socket and a loopback port, without persistence.
 
-    def __init__(self, *options: str) -> None:
+    folder  has a dump to load; None: a new one, empty
+    """
+
+    def __init__(self, *options: str, folder: Path | None = None) -> None:
         binary = shutil.which("redis-server")
         if binary is None:
             raise RuntimeError("redis-server is not installed: apt-get install redis-server")
@@ -228,7 +231,8 @@ class Redis:
         self.port = free_port()
         self.socket = str(self.folder / "s")
         settings = ["--bind", "127.0.0.1", "--port", str(self.port), "--unixsocket", self.socket]
-        settings += ["--save", "", "--appendonly", "no", "--dir", str(self.folder)]
+        where = str(folder or self.folder)
+        settings += ["--save", "", "--appendonly", "no", "--dir", where]
         self._popen = subprocess.Popen(
             [binary, *settings, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )

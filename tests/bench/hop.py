@@ -32,6 +32,7 @@ ends the program.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import signal
 import statistics
@@ -226,6 +227,15 @@ class Bench:
         measured = [self._load(arm, count, seconds) for count in connections]
         server.pause()
         return measured
+
+    def get(self, arm: Arm, path: str) -> Row:
+        """What a server that sleeps answers, as JSON."""
+        server = self._servers[arm.server]
+        server.resume()
+        with urllib.request.urlopen(f"{LOOPBACK}:{self._ports[arm.server]}{path}") as answer:
+            found: Row = json.load(answer)
+        server.pause()
+        return found
 
     def check_all(self) -> None:
         """Check every arm again after its load."""

@@ -24,6 +24,7 @@ from serve.launch import free_ports
 from serve.processes import Process, alive, descendants, end
 
 START_S = 240.0
+START_ATTEMPTS = 5
 STOP_S = 30.0
 POLL_S = 0.05
 
@@ -54,7 +55,19 @@ class Onehop:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Self:
-        """Start it and wait until it serves. Raises RuntimeError with its output if it ends."""
+        """Start it and wait until it serves. Raises RuntimeError with its output if it can't.
+
+        On a machine so busy that Ray gives up, which is no fault of ours, it is tried again.
+        """
+        for attempt in range(1, START_ATTEMPTS + 1):
+            try:
+                return self._start()
+            except RuntimeError as error:
+                if "timed out during startup" not in str(error) or attempt == START_ATTEMPTS:
+                    raise
+        return self
+
+    def _start(self) -> Self:
         command = [sys.executable, "-c", "from serve.cli import main; main()"]
         command += ["up", "--port", str(self.port), "--data-dir", str(self.data)]
         at = self.log.stat().st_size if self.log.exists() else 0
