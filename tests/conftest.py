@@ -25,7 +25,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     from serve.processes import alive, descendants
 
     config = Config(
-        port=0, data_dir=str(tmp_path_factory.mktemp("data")), shards=2, profiles_max=100_000
+        port=0,
+        data_dir=str(tmp_path_factory.mktemp("data")),
+        shards=2,
+        profiles_max=100_000,
+        webhooks_private=True,
     )
     before = descendants(os.getpid())
     with launch(config) as running:
