@@ -119,6 +119,7 @@ class Shard(ShardReads):
             Op.PROFILE_DELETE: self._profile_delete,
             Op.DECISION_GET: self._decision_get,
             Op.ITEM_GET: self._item_get,
+            Op.BOOKS_GET: self._books_get,
             Op.STATS: self._stats,
         }
 

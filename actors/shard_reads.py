@@ -120,6 +120,9 @@ class ShardReads(ShardState):
             }
         )
 
+    def _books_get(self, caller: Caller, body: bytes, _: int) -> Answer:
+        return 200, msgspec.json.encode(self.tenant(caller.tenant).books)
+
     def _item_get(self, caller: Caller, body: bytes, _: int) -> Answer:
         document = self.tenant(caller.tenant).catalogue.document(body.decode())
         if document is None:

@@ -53,6 +53,7 @@ class Op(IntEnum):
     PROFILE_DELETE = 33
     DECISION_GET = 34
     ITEM_GET = 35
+    BOOKS_GET = 36
     STATS = 48
     SUBSCRIBE = 64
     ACKNOWLEDGE = 65

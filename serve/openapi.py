@@ -31,6 +31,7 @@ from serve.contacts import CONTACT_OPERATIONS
 from serve.documents import DOCUMENT_OPERATIONS
 from serve.ofrep import OFREP_OPERATIONS
 from serve.operation import Operation
+from serve.reports import REPORT_OPERATIONS
 from serve.rewards import REWARD_OPERATIONS
 
 VERSION = "0.1.0"
@@ -183,6 +184,7 @@ OPERATIONS = (
     *CONTACT_OPERATIONS,
     *REWARD_OPERATIONS,
     *DOCUMENT_OPERATIONS,
+    *REPORT_OPERATIONS,
     *OFREP_OPERATIONS,
 )
 

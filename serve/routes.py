@@ -40,6 +40,7 @@ from serve.problems import (
     answer_of,
     http_problem,
 )
+from serve.reports import REPORT_ROUTES
 from serve.rewards import REWARD_ROUTES
 from serve.stream import STREAM_ROUTE, serve_stream
 
@@ -215,6 +216,7 @@ ROUTES: tuple[tuple[str, str, Work], ...] = (
     ("POST", "/v1/models/{name}:rollback", roll_back_model),
     ("GET", "/v1/shards", get_shards),
     ("GET", "/metrics", get_metrics),
+    *REPORT_ROUTES,
     *DOCUMENT_ROUTES,
 )
 

@@ -88,6 +88,7 @@ def test_numbers_of_ops_never_change() -> None:
         "PROFILE_DELETE": 33,
         "DECISION_GET": 34,
         "ITEM_GET": 35,
+        "BOOKS_GET": 36,
         "STATS": 48,
         "SUBSCRIBE": 64,
         "ACKNOWLEDGE": 65,
