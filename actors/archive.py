@@ -267,7 +267,7 @@ class Archive:
 
 
 def shard_state(folder: Path) -> State:
-    """The newest snapshot and the log after it, as far as it is whole.
+    """The newest snapshot, the log after it as far as it is whole, and what is kept beside them.
 
     Raises OSError if it changes faster than it can be listed.
     """
@@ -277,7 +277,7 @@ def shard_state(folder: Path) -> State:
         snapshot_seq = int(kept[0].stem.removeprefix("snap-"), 16) if kept else 1
         older = [path for path in paths if first_seq_of(path) <= snapshot_seq]
         try:
-            extents = [Extent(path) for path in kept]
+            extents = [Extent(path) for path in (*kept, *folder.glob("*.json"))]
             next_seq = snapshot_seq
             for path in paths[paths.index(older[-1]) :] if older else ():
                 stop, next_seq = durable_end(path)

@@ -35,6 +35,7 @@ class Kept:
         self.uri = str(folder / "archive")
         self.written: list[bytes] = []
         self.shard.mkdir(parents=True)
+        (self.shard / "copy.json").write_text("{}")
         self.reopen()
 
     def reopen(self, epoch: int = 1) -> None:
