@@ -148,7 +148,13 @@ class Shard(ShardReads):
         if self.journal is not None and not self.journal.has_room and op in _WRITE_OPS:
             return self.refuse(RequestError(503, DISK_FULL))
         try:
-            return handler(caller, body, arrived_ns)
+            try:
+                return handler(caller, body, arrived_ns)
+            except StoreFull:
+                # Raised before the first change, so the request may be done again.
+                if not self.evictor.step():
+                    raise
+                return handler(caller, body, arrived_ns)
         except RequestError as error:
             return self.refuse(error)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -10,6 +10,7 @@ import msgspec
 
 from actors.admission import Admission
 from actors.checked import decode
+from actors.eviction import Evictor
 from actors.hot_keys import KeySample
 from actors.messages import Person
 from actors.people import Caller, person_key
@@ -43,6 +44,7 @@ class ShardReads(ShardState):
         self.admission = Admission(
             int(config.queue_target_s * 1e9), int(config.queue_interval_s * 1e9)
         )
+        self.evictor = Evictor(self)
         self.sample = KeySample()
         self._encode = msgspec.json.Encoder().encode
         self._person_decoder = msgspec.json.Decoder(Person)
@@ -134,7 +136,9 @@ class ShardReads(ShardState):
 
     def stats(self) -> dict[str, Any]:
         """Counters of this shard, for /metrics and /v1/shards."""
-        return describe_shard(self, self.stages, self.admission) | self.sample.report()
+        return (
+            describe_shard(self, self.stages, self.admission, self.evictor) | self.sample.report()
+        )
 
 
 def _no_profile() -> RequestError:

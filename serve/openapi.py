@@ -149,7 +149,10 @@ class ShardsAnswer(Wire):
 
 
 class Health(Wire):
+    """alarms by shard: "memory 70 %", "memory 90 %", "disk full", "overloaded"."""
+
     status: Literal["live", "ready"]
+    alarms: dict[str, list[str]] = {}
 
 
 ANY_KEY = ("pk_", "sk_")
