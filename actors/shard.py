@@ -120,6 +120,7 @@ class Shard(ShardReads):
             Op.DECISION_GET: self._decision_get,
             Op.ITEM_GET: self._item_get,
             Op.BOOKS_GET: self._books_get,
+            Op.DECISION_FIND: self._decision_find,
             Op.STATS: self._stats,
         }
 
@@ -256,7 +257,10 @@ class Shard(ShardReads):
             ledger.contacted,
         )
         self._keep(record, row, moved)
-        self.rewards.open_all(caller.tenant, key, ledger.opened, int(now_s))
+        waiting = ledger.opened
+        if request.defer_activation:
+            waiting = [one._replace(active=False) for one in waiting]
+        self.rewards.open_all(caller.tenant, key, waiting, int(now_s))
         return 200, answer
 
     def _keep(self, record: Observed, row: int, moved: Moved) -> None:

@@ -295,7 +295,8 @@ class ShardState:
         answer = record.answer
         if isinstance(record, Observed) and record.sequence:
             key = record.key if row >= 0 else b""
-            kept = DecisionRecord(record.tenant, key, record.now_s, answer.content)
+            happened = [(event.event_type, event.item) for event in record.applied]
+            kept = DecisionRecord(record.tenant, key, record.now_s, answer.content, happened)
             self.decisions.add(record.sequence, kept)
         if answer.message_id:
             # Only an answer with decisions tells of its person.

@@ -33,6 +33,7 @@ from serve.gateway import BATCH_ROUTE, FAST_ROUTES, Gateway, decode
 from serve.metrics import alarms_of, exposition
 from serve.ofrep import OFREP_ROUTES
 from serve.openapi import Health, ImportRequest, ItemResult, ItemsAnswer, ItemsBatch, describe
+from serve.personalizer import PERSONALIZER_ROUTES
 from serve.problems import (
     JSON_TYPE,
     PROBLEM_TYPE,
@@ -234,7 +235,7 @@ def check_path(request: Request) -> None:
         raise RequestError(400, "the path is not valid UTF-8", "id", shown, "UTF-8") from None
 
 
-DOORS: tuple[tuple[str, str, DoorWork], ...] = OFREP_ROUTES
+DOORS: tuple[tuple[str, str, DoorWork], ...] = (*OFREP_ROUTES, *PERSONALIZER_ROUTES)
 
 
 def _methods(method: str) -> list[str]:
