@@ -8,8 +8,6 @@ beside the one before and renamed once it is durable; so there is always a whole
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from io import BufferedReader
@@ -38,7 +36,6 @@ MAGIC = b"1HOPSNP\n"
 PAGE = 4096
 _HEAD = Struct("<8sII")
 CRC_BYTES = 1 << 21
-HUGE = 2 << 20
 READERS = 2
 
 
@@ -228,7 +225,7 @@ def _read_arrays(
     pieces: list[tuple[_Array, memoryview, Future[int]]] = []
     with ThreadPoolExecutor(READERS) as pool:
         for entry in entries:
-            whole = _huge(targets[entry.name]).view(np.uint8).data
+            whole = targets[entry.name].view(np.uint8).data
             for start in range(0, entry.size, CRC_BYTES):
                 piece = whole[start : min(start + CRC_BYTES, entry.size)]
                 read = pool.submit(os.preadv, descriptor, [piece], entry.offset + start)
@@ -244,19 +241,6 @@ def _read_arrays(
     for entry in entries:
         if crcs[entry.name] != entry.crc:
             raise WalCorrupt(str(path), entry.offset, f"array {entry.name!r} does not check")
-
-
-def _huge(array: NDArray[Any]) -> NDArray[Any]:
-    """The same array; its memory will come in large pages, if it is large.
-
-    All of it is about to be written: small pages would cost more time than the reading.
-    """
-    first = -(-array.ctypes.data // HUGE) * HUGE
-    size = (array.ctypes.data + array.nbytes - first) // HUGE * HUGE
-    if size > 0:
-        # Only advice: where it is not taken, it is slower.
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), mmap.MADV_HUGEPAGE)
-    return array
 
 
 def _crc(array: NDArray[Any]) -> int:
