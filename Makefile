@@ -60,6 +60,9 @@ bench: setup
 	$(BIN)/python -m tests.bench.hop --json tests/bench/hop.json
 	$(BIN)/python -m tests.bench.memory --json tests/bench/memory.json
 	$(BIN)/python -m tests.bench.warm_start --json tests/bench/warm_start.json
+	$(BIN)/python -m tests.bench.elastic --json tests/bench/elastic.json
+	$(BIN)/python -m tests.bench.plan --json tests/bench/plan.json
+	$(BIN)/python -m tests.bench.capacity --json tests/bench/capacity.json
 
 # Needs uv. The lock names versions and hashes, and no place to fetch them from.
 lock:

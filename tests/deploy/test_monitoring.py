@@ -27,6 +27,7 @@ LANGUAGE = frozenset(
         "avg",
         "count",
         "rate",
+        "increase",
         "by",
         "for",
         "histogram_quantile",
