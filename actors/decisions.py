@@ -173,6 +173,8 @@ class DecideRequest(Strict):
 
     durability   what the answer waits for; None = what the key or else the setting says
     deadline_ms  counted in the owner; a decision not begun by then is made the cheap way
+    defer_activation
+                 rewards count only once a decision is activated: it may not be seen at all
     """
 
     user_id: str | None = None
@@ -187,6 +189,7 @@ class DecideRequest(Strict):
     sent_at: str | float | None = None
     durability: Level | None = None
     deadline_ms: Annotated[float, Meta(gt=0, le=60_000)] | None = None
+    defer_activation: bool = False
 
 
 class Contribution(Wire, omit_defaults=False):
@@ -302,6 +305,8 @@ class Decision(Wire):
     queued: bool | None = None
     propensity: float | None = None
     suppressed_by: str | None = None
+    chances: dict[str, float] = {}
+    """On request: for each action, how likely the policy was to choose it for the first place."""
 
 
 class Took(Wire, omit_defaults=False):

@@ -111,7 +111,7 @@ class DocumentDesk:
                 await self._check_ready()
                 documents.apply(stored)
                 await self._spread(tenant, [stored])
-        return _answer(stored, changes, dry_run)
+        return _answer(documents, stored, changes, dry_run)
 
     async def delete(
         self, tenant: str, kind: str, document_id: str, expected: int | None
@@ -131,24 +131,26 @@ class DocumentDesk:
         stored = self.of(tenant).stored(kind, document_id, version)
         if stored is None:
             raise RequestError(404, f"there is no such document in {kind}", "id", document_id)
-        return _answer(stored, None, False)
+        return _answer(self.of(tenant), stored, None, False)
 
     def all_of(self, tenant: str, kind: str) -> DocumentsAnswer:
         """All documents of a kind."""
-        return DocumentsAnswer([_answer(one, None, False) for one in self.of(tenant).newest(kind)])
+        documents = self.of(tenant)
+        found = [_answer(documents, one, None, False) for one in documents.newest(kind)]
+        return DocumentsAnswer(found)
 
     async def _check_ready(self) -> None:
         if self._ready is not None:
             await self._ready()
 
 
-def _answer(stored: Stored, changes: Any, dry_run: bool) -> DocumentAnswer:
+def _answer(documents: Documents, stored: Stored, changes: Any, dry_run: bool) -> DocumentAnswer:
     return DocumentAnswer(
         stored.document_id,
         stored.kind,
         stored.version,
         stored.time_s,
-        msgspec.Raw(stored.content),
+        msgspec.Raw(documents.shown(stored)),
         changes,
         dry_run,
     )

@@ -26,6 +26,8 @@ ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 DocumentId = Annotated[str, Meta(pattern=ID_PATTERN)]
 """Ids appear in paths, ledgers and records: short, and no character needs escaping."""
 
+HIDDEN = "(not shown)"
+
 T = TypeVar("T")
 
 
@@ -44,11 +46,13 @@ class Kind(NamedTuple):
 
     check  called with the document, its id and the other documents; raises RequestError naming
            the field if it can't be used as it is
+    secrets  fields that nobody is shown
     """
 
     name: str
     type: type[msgspec.Struct]
     check: Callable[[Any, str, Documents], None] | None = None
+    secrets: tuple[str, ...] = ()
 
 
 class Change(msgspec.Struct, rename="camel", omit_defaults=True):
@@ -173,7 +177,20 @@ class Documents:
         """What a version would change in the newest one, field by field."""
         before = self.stored(stored.kind, stored.document_id)
         old = msgspec.json.decode(before.content) if before else {}
-        return list(_differences("", old, msgspec.json.decode(stored.content)))
+        secrets = self.kinds[stored.kind].secrets
+        return [
+            Change(one.field, HIDDEN, HIDDEN) if one.field in secrets else one
+            for one in _differences("", old, msgspec.json.decode(stored.content))
+        ]
+
+    def shown(self, stored: Stored) -> bytes:
+        """A version's content as JSON, without what nobody is shown."""
+        secrets = self.kinds[stored.kind].secrets
+        if not secrets:
+            return stored.content
+        content = msgspec.json.decode(stored.content)
+        hidden = {name: HIDDEN for name in secrets if name in content}
+        return msgspec.json.encode(content | hidden)
 
     def dump(self) -> list[Stored]:
         """All kept versions, for `apply` one by one; oldest of each document first."""

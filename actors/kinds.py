@@ -32,7 +32,7 @@ class Budget(Strict):
 
 KINDS = (
     Kind("triggers", Trigger, check_trigger),
-    Kind("webhooks", Webhook, check_webhook),
+    Kind("webhooks", Webhook, check_webhook, ("secret",)),
     Kind("holdouts", Holdout),
     Kind("experiments", Experiment, check_experiment),
     Kind("guardrails", Guardrails, check_guardrails),

@@ -34,6 +34,8 @@ class Mailroom:
     async def run(self) -> None:
         """Send what is due, until cancelled."""
         while True:
+            # What a sender that failed had taken is due as it was.
+            self._state.outbox.wake_all()
             self.sender = Sender(self, self._state.config.webhooks_private)
             try:
                 await self.sender.run()

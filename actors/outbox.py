@@ -181,6 +181,12 @@ class Outbox:
             self._wake_s[message_id] = at_s
             heappush(self._heap, (at_s, message_id))
 
+    def wake_all(self) -> None:
+        """Let `take_due` give every pending message again that was taken and not put back."""
+        for message_id, message in self._messages.items():
+            if message_id not in self._wake_s:
+                self.wake(message_id, message.due_s)
+
     def next_s(self) -> float | None:
         """When to look again at the latest; None: there is nothing to wait for."""
         return self._heap[0][0] if self._heap else None

@@ -12,6 +12,7 @@ from zlib import crc32
 # What an entry costs beside its answer: key, tuple, dictionary and queue slots, measured.
 ENTRY_BYTES = 300
 # What it costs to find a person's entries, each.
+EVENT_BYTES = 70
 PERSON_BYTES = 150
 
 
@@ -128,16 +129,21 @@ class DedupeWindow:
 
 
 class DecisionRecord(NamedTuple):
-    """One answered decide call. `key` is the person's key hash."""
+    """One answered decide call. `key` is the person's key hash.
+
+    events  those of the call: (number of the type, number of the item or -1)
+    """
 
     tenant: str
     key: bytes
     time_s: int
     answer: bytes
+    events: list[tuple[int, int]] = []
 
     @property
     def bytes_used(self) -> int:
-        return ENTRY_BYTES + len(self.answer) + (PERSON_BYTES if self.key else 0)
+        person = PERSON_BYTES if self.key else 0
+        return ENTRY_BYTES + len(self.answer) + EVENT_BYTES * len(self.events) + person
 
 
 class DecisionLog:

@@ -200,6 +200,16 @@ class LoadedTraits(Record, frozen=True, tag="t"):
     traits: list[bytes]
 
 
+class Evicted(Record, frozen=True, tag="e"):
+    """Profiles last seen until `until_s`, and protected by none of the rules `protects` (bits of
+    `actors.eviction.RULES`), are forgotten: the first `count_max` from row `start` on."""
+
+    until_s: int
+    start: int
+    count_max: int
+    protects: int
+
+
 class Swept(Record, frozen=True, tag="s"):
     """Profiles last seen before `before_s` are forgotten, among the rows of one sweep."""
 
@@ -219,6 +229,7 @@ AnyRecord = (
     | Rewarded
     | Activated
     | Closed
+    | Evicted
     | Forgotten
     | Purging
     | Named

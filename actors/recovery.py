@@ -71,7 +71,6 @@ def recover(state: ShardState, folder: Path) -> End:
     """As `replay`, over all there is, and say how long it took."""
     started_s = time.monotonic()
     end = replay(state, folder)
-    state.find_timers()
     LOG.info(
         "shard %s: recovered %d profiles up to record %d in %.2f s",
         state.shard_id,

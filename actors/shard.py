@@ -120,6 +120,7 @@ class Shard(ShardReads):
             Op.DECISION_GET: self._decision_get,
             Op.ITEM_GET: self._item_get,
             Op.BOOKS_GET: self._books_get,
+            Op.DECISION_FIND: self._decision_find,
             Op.STATS: self._stats,
         }
 
@@ -148,7 +149,13 @@ class Shard(ShardReads):
         if self.journal is not None and not self.journal.has_room and op in _WRITE_OPS:
             return self.refuse(RequestError(503, DISK_FULL))
         try:
-            return handler(caller, body, arrived_ns)
+            try:
+                return handler(caller, body, arrived_ns)
+            except StoreFull:
+                # Raised before the first change, so the request may be done again.
+                if not self.evictor.step():
+                    raise
+                return handler(caller, body, arrived_ns)
         except RequestError as error:
             return self.refuse(error)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -250,7 +257,10 @@ class Shard(ShardReads):
             ledger.contacted,
         )
         self._keep(record, row, moved)
-        self.rewards.open_all(caller.tenant, key, ledger.opened, int(now_s))
+        waiting = ledger.opened
+        if request.defer_activation:
+            waiting = [one._replace(active=False) for one in waiting]
+        self.rewards.open_all(caller.tenant, key, waiting, int(now_s))
         return 200, answer
 
     def _keep(self, record: Observed, row: int, moved: Moved) -> None:

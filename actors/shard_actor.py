@@ -44,6 +44,7 @@ LOG = logging.getLogger("onehop.actors")
 
 SWEEP_S = 10.0
 PULSE_S = 0.1
+ROOM_S = 1.0
 COMPACT_S = 5.0
 # What failed once, for want of room say, fails again a moment later, and costs a core meanwhile.
 COMPACT_RETRY_S = 60.0
@@ -92,6 +93,7 @@ class ShardActor:
                 self.archiver = asyncio.create_task(self._archive())
                 self.contacting = [
                     asyncio.create_task(self._pulse()),
+                    asyncio.create_task(self._keep_room()),
                     asyncio.create_task(self.shard.mailroom.run()),
                 ]
         node_id = ray.get_runtime_context().get_node_id()
@@ -158,10 +160,11 @@ class ShardActor:
         count = len(chunk["item"])
         for start in range(0, count, LOAD_EVENTS_MAX):
             part = {name: column[start : start + LOAD_EVENTS_MAX] for name, column in chunk.items()}
+            self.shard.evictor.step()
             # A part has a token of its own: a crash may leave a chunk half applied.
             self.shard.load_events(f"{token}/{start}", tenant, part)
             await asyncio.sleep(0)
-        self.shard.loaded[token] = count
+        self.shard.mark_loaded(token, count)
         await self._sync()
         return count
 
@@ -176,7 +179,7 @@ class ShardActor:
                 f"{token}/{start}", tenant, part["key_hi"], part["key_lo"], part["traits"]
             )
             await asyncio.sleep(0)
-        self.shard.loaded[token] = count
+        self.shard.mark_loaded(token, count)
         await self._sync()
         return count
 
@@ -255,6 +258,14 @@ class ShardActor:
             # As many as that are a pause; with more to fire, requests come in between.
             full = self.shard.pulse() == FIRED_MAX
             await asyncio.sleep(0 if full else PULSE_S)
+
+    async def _keep_room(self) -> None:
+        """Stay below the mark of memory, and tell of it."""
+        while True:
+            while self.shard.evictor.step():
+                await asyncio.sleep(0)
+            self.shard.evictor.watch()
+            await asyncio.sleep(ROOM_S)
 
     async def _sweep(self) -> None:
         while True:

@@ -10,6 +10,7 @@ import msgspec
 
 from actors.admission import Admission
 from actors.checked import decode
+from actors.eviction import Evictor
 from actors.hot_keys import KeySample
 from actors.messages import Person
 from actors.people import Caller, person_key
@@ -43,6 +44,7 @@ class ShardReads(ShardState):
         self.admission = Admission(
             int(config.queue_target_s * 1e9), int(config.queue_interval_s * 1e9)
         )
+        self.evictor = Evictor(self)
         self.sample = KeySample()
         self._encode = msgspec.json.Encoder().encode
         self._person_decoder = msgspec.json.Decoder(Person)
@@ -111,14 +113,49 @@ class ShardReads(ShardState):
         index = number & 15
         if index >= len(answer["decisions"]):
             raise missing
+        tenant = self.tenant(record.tenant)
+        names, ids = tenant.event_types.names, tenant.catalogue.ids
+        events = [
+            {"event": names[kind]} | ({"itemId": ids[item]} if item >= 0 else {})
+            for kind, item in record.events
+        ]
         return 200, self._encode(
             answer["decisions"][index]
             | {
                 "profileVersion": answer["profileVersion"],
                 "decidedAt": record.time_s,
                 "shardId": self.shard_id,
+                "events": events,
+                "reward": self._reward_of(number),
             }
         )
+
+    def _reward_of(self, number: int) -> dict[str, Any] | None:
+        """What came of a decision of a policy so far; None if none is waited for or kept."""
+        decisions = self.rewards.decisions
+        waiting = decisions.get(number)
+        found = waiting or decisions.closed(number)
+        if found is None:
+            return None
+        values = dict(zip(found.slots, found.values, strict=True))
+        return {
+            "open": waiting is not None,
+            "active": found.active,
+            "closesAt": found.closes_s,
+            "values": values,
+        }
+
+    def _decision_find(self, caller: Caller, body: bytes, _: int) -> Answer:
+        """The first decision that a message made, by its message id."""
+        person = decode(self._person_decoder, body)
+        key = self._owned(caller, person.user_id, person.anonymous_id)
+        if isinstance(key, int):
+            return self._moved()
+        first = self.dedupe.get(caller.tenant, person.message_id or "")
+        made = msgspec.json.decode(first.answer).get("decisions") if first is not None else None
+        if not made:
+            raise RequestError(404, "no such event is known", "eventId", repr(person.message_id))
+        return 200, self._encode({"decisionId": made[0]["decisionId"]})
 
     def _books_get(self, caller: Caller, body: bytes, _: int) -> Answer:
         return 200, msgspec.json.encode(self.tenant(caller.tenant).books)
@@ -134,7 +171,9 @@ class ShardReads(ShardState):
 
     def stats(self) -> dict[str, Any]:
         """Counters of this shard, for /metrics and /v1/shards."""
-        return describe_shard(self, self.stages, self.admission) | self.sample.report()
+        return (
+            describe_shard(self, self.stages, self.admission, self.evictor) | self.sample.report()
+        )
 
 
 def _no_profile() -> RequestError:

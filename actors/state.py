@@ -17,11 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors import events, records
+from actors import store_kernels as kernels
 from actors.catalogue import CatalogueDump
 from actors.checked import Applied
 from actors.context import Codes
 from actors.documents import Stored
 from actors.erasure import Tombstones
+from actors.eviction import evicted_rows
 from actors.journal import Journal
 from actors.ledger import OpenLedger, unpack
 from actors.messages import Item
@@ -33,6 +35,7 @@ from actors.records import (
     Catalogued,
     Closed,
     Documented,
+    Evicted,
     Fired,
     Forgotten,
     Granted,
@@ -66,6 +69,8 @@ LOG = logging.getLogger("onehop.actors")
 
 DISK_FULL = "the disk is full; only reads are served until there is room"
 
+LOADED_MAX = 200_000
+"""Chunks of warm starts that are remembered: of 20,000 events each, four billion of one shard."""
 SEEDED_BYTES_MAX = 8 << 20
 """Ids and documents of one record of a catalogue; with the rest it stays far below a batch."""
 
@@ -136,7 +141,10 @@ class ShardState:
         row = store.find(key)
         if not applied:
             return row
-        store.check_room(row, len(applied))
+        embeddings = tenant.catalogue.embeddings
+        vector_words = 0 if embeddings is None else embeddings.shape[1]
+        words = kernels.EVENT_GROWTH * len(applied) + vector_words
+        store.check_room(row, len(applied), words)
         if row < 0:
             row = store.ensure(key, applied[0].time_s)
         catalogue = tenant.catalogue
@@ -181,7 +189,7 @@ class ShardState:
 
     def set_traits(self, key: bytes, now_s: int, traits: bytes) -> int:
         row = self.store.find(key)
-        self.store.check_room(row, 1)
+        self.store.check_room(row, 1, len(traits) // 4 + 2)
         row = self.store.ensure(key, now_s)
         self.store.set_traits(row, traits)
         self.store.bump(row)
@@ -193,7 +201,7 @@ class ShardState:
         Raises StoreFull, and changes nothing then.
         """
         row = self.store.find(key)
-        self.store.check_room(row, 1)
+        self.store.check_room(row, 1, len(ledger) // 4 + 2)
         row = self.store.ensure(key, now_s)
         self.store.set_ledger(row, ledger)
         return row
@@ -287,7 +295,8 @@ class ShardState:
         answer = record.answer
         if isinstance(record, Observed) and record.sequence:
             key = record.key if row >= 0 else b""
-            kept = DecisionRecord(record.tenant, key, record.now_s, answer.content)
+            happened = [(event.event_type, event.item) for event in record.applied]
+            kept = DecisionRecord(record.tenant, key, record.now_s, answer.content, happened)
             self.decisions.add(record.sequence, kept)
         if answer.message_id:
             # Only an answer with decisions tells of its person.
@@ -312,6 +321,13 @@ class ShardState:
         for row in stale:
             self.forget(row)
         return len(stale)
+
+    def evict(self, record: Evicted) -> tuple[int, int]:
+        """Forget whom a record names by rule; how many, and the row behind the last looked at."""
+        rows, stop = evicted_rows(self.store, record)
+        for row in rows:
+            self.forget(row)
+        return len(rows), stop
 
     def put_documents(self, tenant_name: str, versions: list[Stored]) -> None:
         """Apply versions of documents that the coordinator has accepted."""
@@ -352,7 +368,7 @@ class ShardState:
             chunk = self.tombstones.kept(chunk)
             # Logged first: a chunk that fits in part is applied in the same part by replay.
             self.log(Loaded(tenant_name, token, pack_columns(chunk)))
-            self.loaded[token] = len(chunk["item"])
+            self.mark_loaded(token, len(chunk["item"]))
             self._load_events(tenant, chunk)
         return self.loaded[token]
 
@@ -410,6 +426,12 @@ class ShardState:
             self._load_traits(record)
         return self.loaded[token]
 
+    def mark_loaded(self, token: str, count: int) -> None:
+        """Remember that a warm start's chunk was applied; the oldest is forgotten for it."""
+        self.loaded[token] = count
+        while len(self.loaded) > LOADED_MAX:
+            del self.loaded[next(iter(self.loaded))]
+
     def check_disk(self) -> None:
         """Raises ReadOnly if nothing may change now.
 
@@ -419,7 +441,7 @@ class ShardState:
             raise ReadOnly(DISK_FULL)
 
     def _load_traits(self, record: LoadedTraits) -> None:
-        self.loaded[record.token] = len(record.keys)
+        self.mark_loaded(record.token, len(record.keys))
         for key, traits in zip(record.keys, record.traits, strict=True):
             self.set_traits(key, record.now_s, traits)
 
@@ -465,6 +487,8 @@ class ShardState:
                 self.erase(record)
             case Purging():
                 pass
+            case Evicted():
+                self.evict(record)
             case Named():
                 self.tenant(record.tenant).event_types.number(record.name)
             case Seeded():
@@ -473,7 +497,7 @@ class ShardState:
                 self.put_items(record.tenant, record.items)
                 self.take_down(record.tenant, record.taken_down)
             case Loaded():
-                self.loaded[record.token] = len(record.columns[0]) // 8
+                self.mark_loaded(record.token, len(record.columns[0]) // 8)
                 with suppress(StoreFull):
                     self._load_events(self.tenant(record.tenant), unpack_columns(record.columns))
             case LoadedTraits():

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from actors.admission import Admission
+from actors.eviction import Evictor, alarm_of
 from actors.stages import Stages
 from actors.state import ShardState
 
 
-def describe_shard(state: ShardState, stages: Stages, admission: Admission) -> dict[str, Any]:
+def describe_shard(
+    state: ShardState, stages: Stages, admission: Admission, evictor: Evictor
+) -> dict[str, Any]:
     """Counters of a shard, by name."""
     store, dedupe, decisions = state.store, state.dedupe, state.decisions
     now_s = int(state.now())
@@ -27,6 +30,10 @@ def describe_shard(state: ShardState, stages: Stages, admission: Admission) -> d
         "dedupeReachSeconds": now_s - dedupe.floor_s(now_s),
         "decisionRecords": len(decisions),
         "decisionBytes": decisions.bytes_used,
+        "memoryFill": round(evictor.fill, 4),
+        "memoryAlarm": alarm_of(evictor.fill),
+        "evicted": evictor.evicted,
+        "tombstones": len(state.tombstones),
         "overloaded": admission.overloaded,
         "shed": admission.shed,
         "log": None if state.journal is None else state.journal.report(),

@@ -249,18 +249,31 @@ class ProfileStore:
         if applied < len(rows):
             raise self._full()
 
-    def check_room(self, row: int, changes: int) -> None:
+    def check_room(self, row: int, changes: int, words: int) -> None:
         """Raises StoreFull if `changes` to the profile at `row` (-1: a new one) might not fit.
 
+        words  that all changes together may add to its blob
         Asked before the first change, so that a request is applied as a whole or not at all.
         """
         heap = self.heap
         # Each change may move the blob, and the largest blob is BLOB_WORDS_MAX.
         spare_words = int(heap[kernels.HEAP_LIMIT] - heap[kernels.HEAP_NEXT])
-        if spare_words < kernels.BLOB_WORDS_MAX * (changes + 1):
+        if spare_words < kernels.BLOB_WORDS_MAX * (changes + 1) and not self._fits(row, words):
             raise self._full()
         if row < 0 and len(self) >= heap[kernels.ROWS_LIMIT]:
             raise self._no_row()
+
+    def _fits(self, row: int, words: int) -> bool:
+        """Whether a freed blob holds the profile with so many words more.
+
+        One is enough: a blob that grows takes the smallest free one that holds it, so this one is
+        taken last, and once it is, nothing has to grow any further.
+        """
+        if row >= 0:
+            stored = kernels.EVENT_WORDS * int(self.rows["ring_n"][row])
+            words += int(kernels.fixed_words(self.rows, row)) + stored
+        smallest = int(kernels.CLASS_FOR[min(words, kernels.BLOB_WORDS_MAX)])
+        return bool(self.heap[kernels.FREE_LISTS + smallest :].any())
 
     def remove(self, row: int) -> None:
         """Forget the profile at `row`; nothing of it stays in memory."""

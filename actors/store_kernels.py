@@ -66,6 +66,8 @@ TYPE_SHIFT = 24
 EVENT_WORDS = 3
 COUNTER_WORDS = 3
 AFFINITY_WORDS = 2
+# Words that one event may add at most, its item's vector aside: a counter, four attributes, itself.
+EVENT_GROWTH = COUNTER_WORDS + 4 * AFFINITY_WORDS + EVENT_WORDS
 
 
 def _size_classes() -> NDArray[np.int64]:
@@ -289,6 +291,10 @@ def make_room(rows: Any, words: Any, heap: Any, row: Int, gap_at: Int, gap: Int,
     else:
         new_class = np.int64(CLASS_FOR[needed])
         new_start = _allocate(words, heap, new_class)
+        # The arena is used up: a freed blob that is larger than needed is better than none.
+        while new_start < 0 and new_class + 1 < len(CLASS_WORDS):
+            new_class += 1
+            new_start = _allocate(words, heap, new_class)
         if new_start < 0:
             return False
         for at in range(gap_at):

@@ -164,6 +164,9 @@ def check_trigger(trigger: Trigger, trigger_id: str, documents: Documents) -> No
     if trigger.webhook is None and set(trigger.channels) != {IN_APP}:
         wanted = f"a webhook; without one only {IN_APP} is sent"
         raise RequestError(422, "nothing sends this", "webhook", "nothing", wanted)
+    if trigger.hold_back:
+        wanted = "a decide call, whose caller can tell what came of it"
+        raise RequestError(422, "a trigger can't hold back", "holdBack", "true", wanted)
     must_exist(documents, "webhooks", trigger.webhook, "webhook")
     must_exist(documents, "policies", trigger.policy, "policy")
 

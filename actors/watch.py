@@ -79,6 +79,8 @@ class Watch:
         self._state = state
         self._new_number = new_number
         self._rng = np.random.default_rng()
+        self.knows_timers = False
+        """Whether the timers were found in the ledgers; False again after the range changed."""
         self.fired = 0
         self.cancelled = 0
         self.suppressed: dict[str, int] = {}
@@ -180,6 +182,10 @@ class Watch:
         posted  told of what is to be sent, once it is logged
         """
         state = self._state
+        if not self.knows_timers:
+            # Not at the end of a replay: whoever takes over replays in several steps.
+            state.find_timers()
+            self.knows_timers = True
         fired = 0
         while fired < FIRED_MAX:
             if not state.outbox.has_room or (

@@ -64,6 +64,15 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Profiles that one shard may hold."""
     profile_bytes_max: Annotated[int, Meta(ge=1 << 20)] = 8 << 30
     """Memory that one shard's variable-size profile parts may take."""
+    memory_max: Annotated[int, Meta(ge=0)] = 0
+    """Memory that one shard's profiles may take in all; 0: what the two above allow."""
+    evict_from: Annotated[float, Meta(gt=0.1, le=1.0)] = 0.95
+    """Share of that memory from which on profiles leave, least recently seen first."""
+    evict_protects: Annotated[
+        str, Meta(pattern=r"^((traits|purchases|ledger)(,(traits|purchases|ledger))*)?$")
+    ] = "purchases,ledger"
+    """Who never leaves for want of memory: who has traits, purchases, a ledger (consents, holds,
+    caps, timers); with commas between."""
     ring_events_max: Annotated[int, Meta(ge=1, le=200)] = 50
     """Last events kept per person; can't be changed for a `data_dir` that is in use."""
     items_max: Annotated[int, Meta(ge=1, le=(1 << 24) - 1)] = 4_000_000

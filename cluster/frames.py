@@ -54,6 +54,7 @@ class Op(IntEnum):
     DECISION_GET = 34
     ITEM_GET = 35
     BOOKS_GET = 36
+    DECISION_FIND = 37
     STATS = 48
     SUBSCRIBE = 64
     ACKNOWLEDGE = 65

@@ -81,6 +81,10 @@ class ShardStats(msgspec.Struct, rename="camel"):
     messages: dict[str, int] = {}
     contacts_suppressed: dict[str, int] = {}
     shed: int = 0
+    memory_fill: float = 0.0
+    memory_alarm: int = 0
+    evicted: int = 0
+    tombstones: int = 0
     overloaded: bool = False
     stages: dict[str, StageLatency] = {}
     log: LogStats | None = None
@@ -97,6 +101,9 @@ MEMORY = ("profile", "model", "dedupe", "decision", "outbox")
 GAUGES = {
     "profiles": "Profiles held",
     "items": "Catalogue items",
+    "memory_fill": "Share of the memory for profiles that is in use",
+    "memory_alarm": "70 or 90 once so many percent of it are in use, else 0",
+    "tombstones": "Persons erased lately",
     "overloaded": "1 while requests are refused because they wait too long",
     "dedupe_reach_seconds": "How far back every messageId is known",
     "hottest_key_share": "Share of the requests that one person has, if it stands out",
@@ -115,6 +122,7 @@ TOTALS = (
         "refused",
         "degraded",
         "shed",
+        "evicted",
         "quotes_missing",
     ),
     *("archive_failures", "cpu_seconds"),
@@ -149,6 +157,14 @@ def exposition(
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Snapshot(counts, shards, gateway_id))
     return generate_latest(registry)
+
+
+def alarms_of(raw: msgspec.Raw) -> list[str]:
+    """What an operator should know of a shard now, by its stats; nothing if all is well."""
+    stats = _stats.decode(raw)
+    alarms = [f"memory {stats.memory_alarm} %"] if stats.memory_alarm else []
+    alarms += ["overloaded"] if stats.overloaded else []
+    return alarms + (["disk full"] if stats.log is not None and not stats.log.has_room else [])
 
 
 class _Snapshot:

@@ -31,6 +31,7 @@ from serve.contacts import CONTACT_OPERATIONS
 from serve.documents import DOCUMENT_OPERATIONS
 from serve.ofrep import OFREP_OPERATIONS
 from serve.operation import Operation
+from serve.personalizer import PERSONALIZER_OPERATIONS
 from serve.reports import REPORT_OPERATIONS
 from serve.rewards import REWARD_OPERATIONS
 
@@ -149,7 +150,10 @@ class ShardsAnswer(Wire):
 
 
 class Health(Wire):
+    """alarms by shard: "memory 70 %", "memory 90 %", "disk full", "overloaded"."""
+
     status: Literal["live", "ready"]
+    alarms: dict[str, list[str]] = {}
 
 
 ANY_KEY = ("pk_", "sk_")
@@ -186,6 +190,7 @@ OPERATIONS = (
     *DOCUMENT_OPERATIONS,
     *REPORT_OPERATIONS,
     *OFREP_OPERATIONS,
+    *PERSONALIZER_OPERATIONS,
 )
 
 STREAM_TEXT = (

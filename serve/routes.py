@@ -30,9 +30,10 @@ from serve.documents import DOCUMENT_ROUTES
 from serve.doors import Work as DoorWork
 from serve.fast_lane import installed, respond
 from serve.gateway import BATCH_ROUTE, FAST_ROUTES, Gateway, decode
-from serve.metrics import exposition
+from serve.metrics import alarms_of, exposition
 from serve.ofrep import OFREP_ROUTES
-from serve.openapi import ImportRequest, ItemResult, ItemsAnswer, ItemsBatch, describe
+from serve.openapi import Health, ImportRequest, ItemResult, ItemsAnswer, ItemsBatch, describe
+from serve.personalizer import PERSONALIZER_ROUTES
 from serve.problems import (
     JSON_TYPE,
     PROBLEM_TYPE,
@@ -47,6 +48,8 @@ from serve.stream import STREAM_ROUTE, serve_stream
 ITEM_ID_MAX = 256
 # Shorter than the timeout of any SDK that waits for the answer.
 MAP_WAIT_S = 1.0
+# A probe must not wait for a shard that is slow.
+ALARMS_S = 0.5
 _DECISION_ID = re.compile("[0-9a-f]{32}")
 
 Work = Callable[[Gateway, Caller, Request], Awaitable[Answer]]
@@ -232,7 +235,7 @@ def check_path(request: Request) -> None:
         raise RequestError(400, "the path is not valid UTF-8", "id", shown, "UTF-8") from None
 
 
-DOORS: tuple[tuple[str, str, DoorWork], ...] = OFREP_ROUTES
+DOORS: tuple[tuple[str, str, DoorWork], ...] = (*OFREP_ROUTES, *PERSONALIZER_ROUTES)
 
 
 def _methods(method: str) -> list[str]:
@@ -307,7 +310,19 @@ async def _live() -> Response:
 async def _ready() -> Response:
     if not _gateway().router.reachable:
         return _response(answer_of(Unavailable("not every shard can be reached")))
-    return Response(b'{"status":"ready"}', media_type="application/json")
+    health = Health("ready", await _alarms(_gateway()))
+    return Response(msgspec.json.encode(health), media_type="application/json")
+
+
+async def _alarms(gateway: Gateway) -> dict[str, list[str]]:
+    """What ails each shard that answers quickly, if anything does."""
+    try:
+        async with asyncio.timeout(ALARMS_S):
+            stats = await shard_stats(gateway)
+    except TimeoutError:
+        return {}
+    found = {name: alarms_of(raw) for name, raw in stats.items() if raw is not None}
+    return {name: alarms for name, alarms in found.items() if alarms}
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

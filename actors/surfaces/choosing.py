@@ -13,8 +13,11 @@ from actors.surfaces.interface import Who
 from actors.surfaces.traits import features_for, known_of
 from actors.tenant import Tenant
 from actors.treatment.features import Arm, Arms, arms_of
-from actors.treatment.policy import Policy
+from actors.treatment.policy import Policy, default_policy
 from cluster.errors import RequestError
+
+PERSONALIZER = "personalizer"
+"""The policy of Azure's API, which serves also where no document says how."""
 
 
 class Choosing(NamedTuple):
@@ -55,6 +58,11 @@ class Choosing(NamedTuple):
                 parts = tenant.treatment.explain(policy, features, arms, arm, remembered)
                 entry.explanation = Explanation(parts)
             made.ranking.append(entry)
+        if explain:
+            likely = tenant.treatment.probabilities(
+                policy, features, arms, self.eligible, remembered
+            )
+            made.chances = dict(zip(arms.ids, likely.tolist(), strict=True))
         if choice.explored:
             made.reasons.append("explored")
         opened = Opened(
@@ -97,6 +105,8 @@ def plan_choice(
     """
     if policy is None:
         policy = tenant.policy(spec.policy)
+        if policy is None and spec.policy == PERSONALIZER:
+            policy = default_policy(PERSONALIZER, spec.surface)
         if policy is None:
             wanted = "default, vector or the id of a document put to /v1/policies"
             raise RequestError(

@@ -182,6 +182,19 @@ def test_every_byte_of_the_person_leaves_the_files_in_time(tmp_path: Path) -> No
     assert len(third.store) == 50
 
 
+def test_chunks_of_warm_starts_are_remembered_in_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actors.state.LOADED_MAX", 3)
+    shard, journal = new_shard(), ListJournal()
+    shard.journal = journal  # type: ignore[assignment]
+    for number in range(5):
+        shard.load_events(f"t{number}", "default", columns([NOW_S], ["bob"]))
+    assert list(shard.loaded) == ["t2", "t3", "t4"]
+    again = new_shard()
+    for record in journal.records:
+        again.replay(records.decode(record))
+    assert contents(again) == contents(shard)
+
+
 def test_how_many_may_be_erased_is_bounded_and_said() -> None:
     stones = Tombstones(3)
     for number in range(3):

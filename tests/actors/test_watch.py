@@ -72,10 +72,10 @@ def reborn(shard: Shard) -> Shard:
     again = Shard("0", EVERYTHING, shard.config, epoch=4, now=clock)
     for record in log.records:
         again.replay(records.decode(record))
-    again.find_timers()
     copy = Log()
     copy.records += log.records
     again.journal = copy  # type: ignore[assignment]
+    again.pulse()
     return again
 
 
@@ -301,6 +301,8 @@ def test_leaving_is_predicted_by_the_engine_in_the_same_call() -> None:
         ({"channels": []}, "channels"),
         ({"channels": ["a", "a"]}, "channels"),
         ({"delays": ["PT0S", "PT1H"]}, "policy"),
+        ({"holdBack": True}, "policy"),
+        ({"webhook": None}, "webhook"),
         ({"onPredicion": {}}, ""),
     ],
 )

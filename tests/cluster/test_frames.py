@@ -89,6 +89,7 @@ def test_numbers_of_ops_never_change() -> None:
         "DECISION_GET": 34,
         "ITEM_GET": 35,
         "BOOKS_GET": 36,
+        "DECISION_FIND": 37,
         "STATS": 48,
         "SUBSCRIBE": 64,
         "ACKNOWLEDGE": 65,

@@ -137,6 +137,18 @@ def test_a_dead_letter_is_listed_and_redriven(cluster: Cluster, receiver: Receiv
     assert letters() == []
 
 
+def test_the_secret_of_a_webhook_is_shown_to_nobody(cluster: Cluster, receiver: Receiver) -> None:
+    webhook = new_webhook(cluster, receiver)
+    for path in (f"/v1/webhooks/{webhook}", "/v1/webhooks"):
+        answer = call(cluster, "GET", path)[1]
+        assert SECRET not in str(answer)
+        assert "(not shown)" in str(answer)
+    # Nor is what was shown taken for a secret.
+    document = call(cluster, "GET", f"/v1/webhooks/{webhook}")[1]["document"]
+    status, problem = call(cluster, "PUT", f"/v1/webhooks/{webhook}", document)
+    assert (status, problem["field"]) == (422, "secret")
+
+
 def test_consent_is_asked_for_and_shown(cluster: Cluster, receiver: Receiver) -> None:
     event, person = f"Asked {uuid4()}", str(uuid4())
     rules = {"channels": ["sms"], "requiresConsent": "ads"}

@@ -1,0 +1,158 @@
+"""What another policy would have earned, from decisions that were recorded. Pure.
+
+Inverse propensity scores (Horvitz and Thompson 1952), the same self-normalised (Swaminathan and
+Joachims 2015), and doubly robust (Dudik, Langford and Li 2011), each with a 95 % interval. A
+candidate learns along: each decision is judged by what it had learned from those before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actors.treatment import choosing
+from actors.treatment.policy import Policy
+from actors.treatment.treatment import Traced, Treatment, traced
+
+Z95 = 1.959964
+
+Floats = NDArray[np.float64]
+
+
+class Estimate(NamedTuple):
+    """A mean reward per slot. low, high: 95 % interval. effective: samples that it rests on."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    effective: float
+
+
+def ips(weights: Floats, rewards: Floats) -> Estimate:
+    """Mean of weight times reward. weights: P(candidate) / P(logging), float64 [n].
+
+    >>> ips(np.ones(4), np.array([0.0, 1.0, 1.0, 0.0])).value
+    0.5
+    """
+    return _mean(weights * rewards, weights)
+
+
+def snips(weights: Floats, rewards: Floats) -> Estimate:
+    """The same divided by the mean weight; slightly biased, far less noisy."""
+    total = float(weights.sum())
+    if total <= 0.0:
+        return Estimate(math.nan, math.nan, math.nan, len(weights), 0.0)
+    value = float(weights @ rewards) / total
+    error = math.sqrt(float(((weights * (rewards - value)) ** 2).sum())) / total
+    return Estimate(
+        value, value - Z95 * error, value + Z95 * error, len(weights), _effective(weights)
+    )
+
+
+def doubly_robust(
+    weights: Floats, rewards: Floats, predicted: Floats, expected: Floats, before: Floats
+) -> Estimate:
+    """A model's expectation, corrected by what was seen where the candidate might have acted.
+
+    predicted  of what was shown; expected: of what the candidate would show
+    before     weights of the slots before, 1 for the first
+    """
+    return _mean(before * expected + weights * (rewards - predicted), weights)
+
+
+def _mean(terms: Floats, weights: Floats) -> Estimate:
+    n = len(terms)
+    if n == 0:
+        return Estimate(math.nan, math.nan, math.nan, 0, 0.0)
+    value = float(terms.mean())
+    error = float(terms.std(ddof=1)) / math.sqrt(n) if n > 1 else math.inf
+    return Estimate(value, value - Z95 * error, value + Z95 * error, n, _effective(weights))
+
+
+def _effective(weights: Floats) -> float:
+    squares = float((weights**2).sum())
+    return float(weights.sum()) ** 2 / squares if squares > 0.0 else 0.0
+
+
+class Logged(NamedTuple):
+    """One decision of the past: what was known and drawn, and the rewards by slot."""
+
+    trace: bytes
+    rewards: list[float]
+
+
+class Judged(NamedTuple):
+    """Slots of all decisions, one after the other; float64 [n] each.
+
+    weights  of the slots up to this one, before: of those before it
+    """
+
+    weights: Floats
+    before: Floats
+    rewards: Floats
+    predicted: Floats
+    expected: Floats
+
+    def estimates(self) -> dict[str, Estimate]:
+        return {
+            "ips": ips(self.weights, self.rewards),
+            "snips": snips(self.weights, self.rewards),
+            "dr": doubly_robust(
+                self.weights, self.rewards, self.predicted, self.expected, self.before
+            ),
+        }
+
+
+def judge(decisions: Iterable[Logged], candidate: Policy | None) -> Judged:
+    """Weights and expectations of a candidate, decision by decision; None: what was logged.
+
+    Pinned slots weigh 1 and count as they are: no policy could have filled them otherwise.
+    """
+    treatment = Treatment()
+    rows: list[tuple[float, float, float, float, float]] = []
+    for logged in decisions:
+        seen = traced(logged.trace)
+        if candidate is None:
+            rows += [(1.0, 1.0, reward, 0.0, 0.0) for reward in logged.rewards]
+            continue
+        before = 1.0
+        for slot, (p, predicted, expected) in enumerate(_slots(treatment, candidate, seen)):
+            weight = before * p / float(seen.propensities[slot])
+            rows.append((weight, before, logged.rewards[slot], predicted, expected))
+            before = weight
+        for slot, reward in enumerate(logged.rewards):
+            treatment.learn(candidate, logged.trace, slot, reward)
+    columns = np.array(rows, np.float64).reshape(-1, 5).T
+    return Judged(*(np.ascontiguousarray(column) for column in columns))
+
+
+def _slots(treatment: Treatment, policy: Policy, seen: Traced) -> list[tuple[float, float, float]]:
+    """By slot: P(what stands there | the slots before), its predicted reward in the policy's
+    units, and that of what the policy would put there.
+    """
+    beliefs = treatment.replayed(policy, seen)
+    m = len(seen.arms)
+    low, high = policy.spec.reward_min, policy.spec.reward_max
+    merit, chance = np.empty(m), np.empty(m)
+    choosing.merits(beliefs, np.ones(m), choosing.GREEDY, 0.0, chance)
+    choosing.merits(beliefs, seen.worth, policy.rule, policy.spec.alpha, merit)
+    cdf = np.empty((choosing.CELLS + 1, m) if policy.rule == choosing.THOMPSON else (1, 1))
+    if policy.rule == choosing.THOMPSON:
+        choosing.distribute(beliefs, seen.worth, cdf)
+    predicted = low + (high - low) * chance
+    left = np.arange(m) < seen.free
+    found: list[tuple[float, float, float]] = []
+    for shown in seen.shown.tolist():
+        if shown >= seen.free:
+            found.append((1.0, float(predicted[shown]), float(predicted[shown])))
+            continue
+        p = np.empty(m)
+        choosing.probabilities(policy.rule, policy.floor, cdf, merit, left, int(left.sum()), p)
+        found.append((float(p[shown]), float(predicted[shown]), float(p @ predicted)))
+        left[shown] = False
+    return found
