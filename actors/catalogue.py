@@ -103,6 +103,10 @@ class Catalogue:
 
     def check_item(self, item: Item) -> None:
         """Raises RequestError if `put` would refuse the item."""
+        if "\0" in item.id:
+            raise RequestError(
+                422, "the id holds a NUL", "id", repr(item.id), "1 to 256 characters without NUL"
+            )
         if len(item.attributes) > ITEM_ATTRIBUTES_MAX:
             raise RequestError(
                 422,

@@ -37,7 +37,7 @@ class Reason(NamedTuple):
 
 
 _ID_WANTED = f"1 to {ID_BYTES_MAX} bytes of UTF-8 without NUL"
-_NAME_WANTED = f"1 to {NAME_MAX} characters of UTF-8"
+_NAME_WANTED = f"1 to {NAME_MAX} characters of UTF-8 without NUL"
 # Faults 1 to 3 are those of `bulk_hash`; a row keeps the first that is found.
 NO_PERSON, NOT_TEXT, BAD_ITEM, UNKNOWN_ITEM, BAD_EVENT, NO_TIME, BAD_TIME, BAD_VALUE, BAD_TRAITS = (
     range(4, 13)
@@ -152,7 +152,7 @@ def decoded(text: pa.Array) -> list[str | None]:
 
 def usable_name(text: str | None) -> bool:
     """Whether a text may name an item or event."""
-    return text is not None and 0 < len(text) <= NAME_MAX
+    return text is not None and 0 < len(text) <= NAME_MAX and "\0" not in text
 
 
 def usable_names(dictionary: pa.Array) -> list[str]:

@@ -6,7 +6,7 @@ file is refused before anything changes. What is wrong in a single row is that r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
@@ -86,6 +86,22 @@ def open_sources(path: str, kind: Kind, mapping: Mapping[str, str]) -> list[Sour
             422, "the path can't be used", kind, path, "a Parquet file or a folder of them"
         ) from None
     return [_open_source(file, kind, mapping) for file in files]
+
+
+def check_roots(path: str, kind: Kind, roots: Sequence[Path]) -> None:
+    """Raises RequestError (403) if a path, links followed, leads out of `roots`.
+
+    Asked before the path is looked at, so that nobody learns what lies elsewhere.
+    """
+    try:
+        real = Path(path).expanduser().resolve()
+        allowed = any(real.is_relative_to(root.resolve()) for root in roots)
+    except (OSError, ValueError, RuntimeError):
+        # What leads nowhere can't be opened either, and is refused for that.
+        return
+    if not allowed:
+        wanted = " or ".join(f"below {root}" for root in roots)
+        raise RequestError(403, "imports may not read there", kind, path, wanted)
 
 
 def _files(root: Path, path: str, kind: Kind) -> list[Path]:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from time import time
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
@@ -21,7 +21,7 @@ from actors.coordinator import Coordinator, ItemResult
 from actors.import_rows import Lookup
 from actors.messages import BATCH_MAX
 from actors.model_actor import MODEL_ACTOR
-from actors.parquet_input import Kind, Source
+from actors.parquet_input import Kind, Source, check_roots
 from actors.readers import ReadPlan, read_events, read_items, read_profiles, survey
 from actors.warm_start import Batch, ImportSpec, Progress, Survey, WarmStart
 from cluster.config import Config
@@ -242,6 +242,9 @@ class Imports:
         Raises RequestError if a file can't be used or the same import is running.
         """
         spec = msgspec.structs.replace(_decode(spec_json), tenant=tenant)
+        for kind in get_args(Kind):
+            if (path := getattr(spec, kind)) is not None:
+                check_roots(path, kind, self._config.import_paths)
         status = ImportStatus("", "running", 0, 0, dry_run=spec.dry_run)
 
         def progress(step: Progress) -> None:

@@ -75,6 +75,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     caps, timers); with commas between."""
     ring_events_max: Annotated[int, Meta(ge=1, le=200)] = 50
     """Last events kept per person; can't be changed for a `data_dir` that is in use."""
+    import_dirs: str = ""
+    """Folders that imports may read, with colons between; empty: all that the server can read
+    while `host` is loopback, else `data_dir`/imports."""
     items_max: Annotated[int, Meta(ge=1, le=(1 << 24) - 1)] = 4_000_000
     """Items of one tenant's catalogue."""
     tenants_max: Positive = 64
@@ -159,6 +162,13 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.secret_file:
             return Path(self.secret_file).expanduser()
         return self.data_path / "cluster.secret"
+
+    @property
+    def import_paths(self) -> tuple[Path, ...]:
+        """Folders that imports may read; with the root folder, everything."""
+        if self.import_dirs:
+            return tuple(Path(one).expanduser() for one in self.import_dirs.split(":") if one)
+        return (Path("/"),) if self.loopback else (self.data_path / "imports",)
 
     @property
     def loopback(self) -> bool:

@@ -15,6 +15,7 @@ from actors.messages import Item
 from actors.people import Caller, person_key
 from actors.shard import Shard
 from cluster.config import Config
+from cluster.errors import RequestError
 from cluster.frames import Op
 from cluster.keys import HASH_SPACE, KeyRange
 
@@ -450,3 +451,11 @@ def test_loaded_events_give_the_profiles_that_tracked_ones_give() -> None:
         body = {"userId": person}
         assert ask(loaded, Op.PROFILE_GET, body) == ask(tracked, Op.PROFILE_GET, body)
     loaded.store.check()
+
+
+def test_an_item_id_with_a_nul_is_refused() -> None:
+    catalogue = new_shard().tenant("default").catalogue
+    with pytest.raises(RequestError, match="NUL") as refused:
+        catalogue.put(Item("a\0b"))
+    assert (refused.value.status, refused.value.field) == (422, "id")
+    assert "a\0b" not in catalogue.numbers
