@@ -149,11 +149,12 @@ class Shard(ShardReads):
         if self.journal is not None and not self.journal.has_room and op in _WRITE_OPS:
             return self.refuse(RequestError(503, DISK_FULL))
         try:
+            events_total = self.store.events_total
             try:
                 return handler(caller, body, arrived_ns)
             except StoreFull:
-                # Raised before the first change, so the request may be done again.
-                if not self.evictor.step():
+                # Only what has changed nothing may be done again.
+                if self.store.events_total != events_total or not self.evictor.step():
                     raise
                 return handler(caller, body, arrived_ns)
         except RequestError as error:
