@@ -140,10 +140,10 @@ def _slots(treatment: Treatment, policy: Policy, seen: Traced) -> list[tuple[flo
     low, high = policy.spec.reward_min, policy.spec.reward_max
     merit, chance = np.empty(m), np.empty(m)
     choosing.merits(beliefs, np.ones(m), choosing.GREEDY, 0.0, chance)
-    choosing.merits(beliefs, seen.worth, policy.rule, policy.spec.alpha, merit)
+    choosing.merits(beliefs, seen.worth, policy.rule, policy.alpha, merit)
     cdf = np.empty((choosing.CELLS + 1, m) if policy.rule == choosing.THOMPSON else (1, 1))
     if policy.rule == choosing.THOMPSON:
-        choosing.distribute(beliefs, seen.worth, cdf)
+        choosing.distribute(beliefs, seen.worth, policy.alpha, cdf)
     predicted = low + (high - low) * chance
     left = np.arange(m) < seen.free
     found: list[tuple[float, float, float]] = []

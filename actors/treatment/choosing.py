@@ -89,11 +89,12 @@ def _worth(z: Any, value: Any) -> Any:
 
 
 @njit(cache=True)
-def distribute(beliefs: Any, values: Any, cdf: Any) -> None:
+def distribute(beliefs: Any, values: Any, alpha: Any, cdf: Any) -> None:
     """P(what an arm is worth < t) on a grid of t, into cdf float64 [CELLS + 1, m].
 
-    An arm is worth its value times its chance. The grid reaches from where one arm surely is
-    better to where none can be.
+    An arm is worth its value times its chance, which is uncertain by alpha times its standard
+    deviation: below 1 explores less (posterior reshaping, Chapelle and Li 2011). The grid reaches
+    from where one arm surely is better to where none can be.
     """
     m = len(values)
     alike = True
@@ -104,7 +105,7 @@ def distribute(beliefs: Any, values: Any, cdf: Any) -> None:
     for i in range(m):
         if values[i] <= 0.0:
             continue
-        z, sd = beliefs[i, 0], max(beliefs[i, 1], 1e-6)
+        z, sd = beliefs[i, 0], max(alpha * beliefs[i, 1], 1e-6)
         first, last = z - TAIL * sd, z + TAIL * sd
         if not alike:
             first, last = _worth(first, values[i]), _worth(last, values[i])
@@ -119,7 +120,7 @@ def distribute(beliefs: Any, values: Any, cdf: Any) -> None:
             if not alike:
                 chance = math.exp(min(t - math.log(values[i]), 0.0))
                 z = 30.0 if chance > 1.0 - 1e-13 else math.log(chance / (1.0 - chance) + 1e-300)
-            cdf[g, i] = _below((z - beliefs[i, 0]) / max(beliefs[i, 1], 1e-6))
+            cdf[g, i] = _below((z - beliefs[i, 0]) / max(alpha * beliefs[i, 1], 1e-6))
 
 
 @njit(cache=True)
@@ -207,7 +208,7 @@ def draw(
     out, merit, best_merit = np.empty(m), np.empty(m), np.empty(m)
     cdf = np.empty((CELLS + 1, m) if rule == THOMPSON else (1, 1))
     if rule == THOMPSON and m > 0:
-        distribute(beliefs, values, cdf)
+        distribute(beliefs, values, alpha, cdf)
     merits(beliefs, values, rule, alpha, merit)
     merits(beliefs, values, GREEDY, alpha, best_merit)
     count, filled, explored = m, 0, False
@@ -264,7 +265,7 @@ def first_slot(beliefs: Any, values: Any, rule: Any, alpha: Any, floor: Any) -> 
     left, merit, out = np.ones(m, np.bool_), np.empty(m), np.empty(m)
     cdf = np.empty((CELLS + 1, m) if rule == THOMPSON else (1, 1))
     if rule == THOMPSON and m > 0:
-        distribute(beliefs, values, cdf)
+        distribute(beliefs, values, alpha, cdf)
     merits(beliefs, values, rule, alpha, merit)
     probabilities(rule, floor, cdf, merit, left, m, out)
     return out

@@ -151,7 +151,7 @@ class Treatment:
             beliefs,
             arms.values[candidates[:free]],
             policy.rule,
-            policy.spec.alpha,
+            policy.alpha,
             policy.floor,
             fixed,
             rng.random(len(fixed)),
@@ -210,7 +210,7 @@ class Treatment:
         beliefs = self._believe(policy, context, arms, own, eligible)
         out = np.zeros(len(arms.ids))
         out[eligible] = choosing.first_slot(
-            beliefs, arms.values[eligible], policy.rule, policy.spec.alpha, policy.floor
+            beliefs, arms.values[eligible], policy.rule, policy.alpha, policy.floor
         )
         return out
 

@@ -143,14 +143,19 @@ def upworthy(folder: Path, tests_n: int) -> Row:
         policy = policy_of(tests[test], PolicySpec("content"))
         earned = 0.0
         for _ in range(IMPRESSIONS // BATCH):
-            choices = [treatment.choose(policy, NO_FEATURES, arms, rng) for _ in range(BATCH)]
-            for choice in choices:
-                rate = rates[choice.order[0]]
-                earned += rate
-                treatment.learn(policy, choice.trace, 0, float(rng.random() < rate))
+            # Nothing is learned within a batch, so its draws are of one distribution.
+            odds = treatment.probabilities(policy, NO_FEATURES, arms)
+            drawn = rng.choice(len(rates), BATCH, p=odds / odds.sum())
+            traces = {
+                arm: treatment.choose(policy, NO_FEATURES, arms, rng, 1, only(arm)).trace
+                for arm in set(drawn.tolist())
+            }
+            for arm in drawn.tolist():
+                treatment.learn(policy, traces[arm], 0, float(rng.random() < rates[arm]))
+            earned += float(rates[drawn].sum())
         gained += earned / IMPRESSIONS - rates.mean()
         possible += rates.max() - rates.mean()
-    return {"set": "upworthy", "oracle_share": gained / possible, "n": len(chosen)}
+    return {"set": "upworthy", "oracle_share": float(gained / possible), "n": len(chosen)}
 
 
 # --- swissmetro ----------------------------------------------------------------------------------
