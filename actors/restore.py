@@ -9,9 +9,20 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from zlib import crc32
 
+import msgspec
+from msgspec.structs import replace
+
 from actors.archive import ArchiveCorrupt, Manifest, Piece, Store, newest_manifest
 from actors.wal import Reader, fsync_folder
 from cluster.errors import ConfigError
+from cluster.ownership import Copy, Table
+
+
+class _Document(msgspec.Struct, frozen=True):
+    """The file of the table of claims."""
+
+    version: int
+    table: Table
 
 
 class Restored(NamedTuple):
@@ -49,6 +60,7 @@ def restore(uri: str, data_path: Path, now_s: float | None = None) -> list[Resto
             assert manifest is not None
             size = _write_scope(store, scope, manifest, temporary)
             restored.append(Restored(scope, manifest.next_seq, now_s - manifest.time_s, size))
+        _settle_claims(temporary / "shards")
         for folder in {path.parent for path in temporary.rglob("wal-*.log")}:
             for _ in Reader(folder, _snapshot_seq(folder)):
                 pass
@@ -80,6 +92,31 @@ def _write_scope(store: Store, scope: str, manifest: Manifest, folder: Path) -> 
     for parent in {path.parent for path in written}:
         fsync_folder(parent)
     return sum(written.values())
+
+
+def _settle_claims(folder: Path) -> None:
+    """Let the table of claims name the copies that were restored, at greater epochs.
+
+    An archive has one copy of each shard; the backup is gone, and a takeover may lie between the
+    moments at which table and log were archived. Nothing happens where there is no table.
+    Raises ArchiveCorrupt if a shard of the table has no copy.
+    """
+    path = folder / "table.json"
+    if not path.exists():
+        return
+    document = msgspec.json.decode(path.read_bytes(), type=_Document)
+    table = document.table
+    for claim in table.claims:
+        copies = {found.parent.name for found in folder.glob(f"{claim.shard_id}/*/copy.json")}
+        named = [claim.owner.copy_id, *([claim.backup.copy_id] if claim.backup else [])]
+        owner = next((copy_id for copy_id in named if copy_id in copies), min(copies, default=""))
+        if not owner:
+            raise ArchiveCorrupt(f"there is no copy of shard {claim.shard_id} in the archive")
+        settled = replace(claim, epoch=claim.epoch + 1, owner=Copy(owner), backup=None)
+        table = table.with_claim(settled)
+    path.write_bytes(msgspec.json.encode(_Document(document.version + 1, table)))
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _inside(folder: Path, piece: Piece) -> Path:

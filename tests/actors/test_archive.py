@@ -6,6 +6,7 @@ import random
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from actors.archive import (
@@ -21,6 +22,8 @@ from actors.recovery import drop_superfluous
 from actors.restore import restore
 from actors.wal import WalCorrupt, segments
 from cluster.errors import ConfigError
+from cluster.keys import HASH_SPACE, KeyRange
+from cluster.ownership import Claim, Copy, Table, claim_of
 from tests.actors.test_wal import Log, read, record
 
 SCOPE = "shards/0"
@@ -261,3 +264,36 @@ def test_files_of_no_shard_are_kept_and_keys_are_not(tmp_path: Path) -> None:
     assert found == {"shards/layout.json"}
     assert (tmp_path / "again/models/default/m1").read_text() == "a newer model"
     assert (tmp_path / "again").stat().st_mode & 0o077 == 0
+
+
+def test_a_restored_table_of_claims_names_what_was_restored(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    half = HASH_SPACE // 2
+    claims = (
+        claim_of("0", KeyRange(0, half), 4, Copy("c1", "n1")),
+        # Its backup took over after the table was archived.
+        Claim("1", f"{half:x}", f"{HASH_SPACE:x}", 6, Copy("c2", "n1"), Copy("c3", "n2")),
+    )
+    table = msgspec.to_builtins(Table(claims, 50, "replica"))
+    (data / "shards").mkdir(parents=True)
+    (data / "shards/table.json").write_bytes(msgspec.json.encode({"version": 9, "table": table}))
+    uri = str(tmp_path / "archive")
+    Archive(Store(uri), CLUSTER, data).step(1, cluster_state(data))
+    for shard, copy in (("0", "c1"), ("1", "c3")):
+        folder = data / "shards" / shard / copy
+        log = Log(folder)
+        log.batch(b"x")
+        log.writer.close()
+        (folder / "copy.json").write_text("{}")
+        Archive(Store(uri), f"shards/{shard}", data).step(1, shard_state(folder))
+    restore(uri, tmp_path / "again")
+    found = msgspec.json.decode((tmp_path / "again/shards/table.json").read_bytes())
+    settled = msgspec.convert(found["table"], Table)
+    assert found["version"] == 10
+    assert [claim.owner.copy_id for claim in settled.claims] == ["c1", "c3"]
+    assert [claim.epoch for claim in settled.claims] == [5, 7]
+    assert [claim.backup for claim in settled.claims] == [None, None]
+    for path in Path(uri, "shards/1").rglob("manifest-*"):
+        path.unlink()
+    with pytest.raises(ArchiveCorrupt, match="no copy of shard 1"):
+        restore(uri, tmp_path / "without")
