@@ -18,6 +18,7 @@ from actors.contact_rules import (
     Option,
     Prepared,
     Rejected,
+    Threshold,
     book,
     possible,
 )
@@ -32,6 +33,7 @@ from actors.treatment.policy import Policy
 from cluster.keys import ANONYMOUS, USER
 
 EVENT_TYPE = "onehop.message"
+UNLIKELY = "the predicted success is out of bounds"
 HELD_BACK = "held back by the policy"
 DAY_S = 86400
 
@@ -92,10 +94,18 @@ class CloudEvent(msgspec.Struct):
 _encode = msgspec.json.Encoder().encode
 
 
-def choose(tenant: Tenant, prepared: Prepared, cause: Cause, who: Who, number: int) -> Choice:
+def choose(
+    tenant: Tenant,
+    prepared: Prepared,
+    cause: Cause,
+    who: Who,
+    number: int,
+    chance: Threshold | None = None,
+) -> Choice:
     """The contact to make; it is counted in the person's ledger.
 
     number  of the decision, for the rewards of a policy
+    chance  of success that the policy must predict for what it chose; None: any
     """
     traits = traits_of(who)
     zone = zone_of(traits)
@@ -108,6 +118,8 @@ def choose(tenant: Tenant, prepared: Prepared, cause: Cause, who: Who, number: i
         choice = Choice(allowed[0][1], "", rejected)
     else:
         choice = _learned(tenant, prepared.arms, policy, allowed, rejected, cause, who, traits)
+        if chance is not None and choice.chance is not None and not chance.holds(choice.chance):
+            return choice._replace(option=None, suppressed_by=UNLIKELY)
     if choice.policy is not None:
         opened = Opened(number, choice.policy, [choice.arm], [""], choice.trace)
         who.ledger.opened.append(opened)

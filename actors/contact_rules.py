@@ -29,7 +29,18 @@ HOLD_BACK = "none"
 IN_APP = "inApp"
 """The channel that ends at the page: pushed over its open stream."""
 
+Probability = Annotated[float, Meta(ge=0.0, le=1.0)]
 Channel = Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,31}$")]
+
+
+class Threshold(Strict):
+    """Reached when a probability is above or below; both: between them."""
+
+    above: Probability = 0.0
+    below: Probability = 1.0
+
+    def holds(self, probability: float) -> bool:
+        return self.above <= probability <= self.below
 
 
 class FrequencyCap(Strict):

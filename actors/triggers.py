@@ -17,7 +17,14 @@ from typing import Annotated, Any, NamedTuple
 from msgspec import Meta
 
 from actors import filters
-from actors.contact_rules import IN_APP, ContactRules, Prepared, check_contact_rules, prepare
+from actors.contact_rules import (
+    IN_APP,
+    ContactRules,
+    Prepared,
+    Threshold,
+    check_contact_rules,
+    prepare,
+)
 from actors.documents import DocumentId, Documents, must_exist
 from actors.events import TYPES
 from actors.filters import And, Compare, Filter, In, Not
@@ -28,7 +35,6 @@ from cluster.errors import RequestError
 EVENT_AGE_S = 3600
 EXITS_MAX = 16
 TRAITS_MAX = 32
-Probability = Annotated[float, Meta(ge=0.0, le=1.0)]
 
 
 class EventPattern(Strict):
@@ -38,18 +44,13 @@ class EventPattern(Strict):
     filter: Annotated[str, Meta(max_length=filters.FILTER_CHARS_MAX)] | None = None
 
 
-class Threshold(Strict):
-    """Reached when a probability is above or below; both: between them."""
-
-    above: Probability = 0.0
-    below: Probability = 1.0
-
-    def holds(self, probability: float) -> bool:
-        return self.above <= probability <= self.below
-
-
 class Prediction(Strict):
-    """What the same call predicts: that the session ends here, or that it ends in a purchase."""
+    """What is predicted when the trigger is asked; with both, both must hold.
+
+    leave  that the session ends here: the engine's noAction, in a decide call it ranks for
+    buy    that the contact succeeds: the policy's chance of a reward, a purchase say, for what it
+           chose
+    """
 
     leave: Threshold | None = None
     buy: Threshold | None = None
@@ -156,6 +157,9 @@ def check_trigger(trigger: Trigger, trigger_id: str, documents: Documents) -> No
     prediction = trigger.on_prediction
     if prediction is not None and prediction.leave is None and prediction.buy is None:
         raise RequestError(422, "nothing is predicted", "onPrediction", "{}", "leave or buy")
+    if prediction is not None and prediction.buy is not None and trigger.policy is None:
+        wanted = "a policy, whose rewards say what a success is"
+        raise RequestError(422, "nobody predicts that", "policy", "nothing", wanted)
     if trigger.on_event is not None:
         _pattern(trigger.on_event, "onEvent")
     for i, pattern in enumerate(trigger.exit_on):

@@ -238,7 +238,9 @@ class Watch:
             self._suppress("the outbox is full")
             return
         number = self._new_number()
-        choice = choose(tenant, armed.prepared, cause, who, number)
+        prediction = rules.on_prediction
+        chance = prediction.buy if prediction is not None else None
+        choice = choose(tenant, armed.prepared, cause, who, number, chance)
         decision_id = f"{who.key[:8].hex()}{number:016x}"
         if choice.option is None:
             self._suppress(choice.suppressed_by)
@@ -272,7 +274,7 @@ def _predicted(armed: Armed, seen: list[Seen], decisions: list[Decision]) -> boo
     if armed.starts is not None and not any(armed.starts.matches(event) for event in seen):
         return False
     prediction = armed.rules.on_prediction
+    if prediction is None or prediction.leave is None:
+        return True
     leave = next((d.no_action for d in decisions if d.no_action is not None), None)
-    if prediction is None or leave is None:
-        return False
-    return prediction.leave is None or prediction.leave.holds(leave)
+    return leave is not None and prediction.leave.holds(leave)

@@ -13,12 +13,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from actors import records
 from actors.messages import Item
 from actors.outbox import Message
+from actors.people import person_key
 from actors.shard import Shard
 from cluster.config import Config
 from cluster.errors import RequestError
 from cluster.frames import Op
 from tests.actors.receiver import SECRET
-from tests.actors.test_shard import EVERYTHING, SMALL, Clock, ask
+from tests.actors.test_shard import EVERYTHING, SERVER, SMALL, Clock, ask
 
 CART = {
     "onEvent": "Item Added",
@@ -283,6 +284,29 @@ def test_leaving_is_predicted_by_the_engine_in_the_same_call() -> None:
     assert [data(m)["trigger"] for m in messages(shard)] == ["leaving"]
 
 
+def test_a_purchase_is_predicted_by_the_policy_that_learned_from_rewards() -> None:
+    trigger = {"onEvent": "Searched", "channels": ["inApp"], "policy": "reach"}
+    likely = trigger | {"onPrediction": {"buy": {"above": 0.5}}}
+    shard = watching()
+    put(shard, "policies", "reach", {"surface": "communication", "learnOn": "reward"})
+    put(shard, "triggers", "search", trigger)
+
+    def search(person: str, plan: str) -> list[Message]:
+        ask(shard, Op.IDENTIFY, {"userId": person, "traits": {"plan": plan}})
+        track(shard, "Searched", person)
+        return [m for m in messages(shard) if m.key == person_key(SERVER, person, None)]
+
+    # Who has the one plan buys, who has the other never does.
+    for n in range(100):
+        (message,) = search(f"u{n}", ["free", "gold"][n % 2])
+        reward = msgspec.json.encode({"value": float(n % 2)})
+        assert ask(shard, Op.REWARD, message.message_id.encode() + reward)[0] == 200
+    put(shard, "triggers", "search", likely)
+    assert sum(len(search(f"gold{n}", "gold")) for n in range(30)) > 25
+    assert sum(len(search(f"free{n}", "free")) for n in range(30)) < 5
+    assert shard.watch.suppressed.keys() == {"the predicted success is out of bounds"}
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [
@@ -302,6 +326,7 @@ def test_leaving_is_predicted_by_the_engine_in_the_same_call() -> None:
         ({"channels": ["a", "a"]}, "channels"),
         ({"delays": ["PT0S", "PT1H"]}, "policy"),
         ({"holdBack": True}, "policy"),
+        ({"onInactivity": None, "exitOn": [], "onPrediction": {"buy": {}}}, "policy"),
         ({"webhook": None}, "webhook"),
         ({"onPredicion": {}}, ""),
     ],
