@@ -14,6 +14,7 @@ import msgspec
 from actors.books import Effect
 from actors.outbox import Contacted
 from actors.store import ProfileStore
+from actors.treatment.features import Features, Value
 from actors.treatment.policy import Policy
 from cluster.errors import RequestError
 
@@ -219,7 +220,17 @@ class Opened(NamedTuple):
 class OpenLedger:
     """One person's ledger during one request: read when it is first needed, written if changed."""
 
-    __slots__ = ("_changed", "_ledger", "_row", "_store", "contacted", "effects", "opened")
+    __slots__ = (
+        "_changed",
+        "_ledger",
+        "_row",
+        "_store",
+        "contacted",
+        "effects",
+        "features",
+        "known",
+        "opened",
+    )
 
     def __init__(self, store: ProfileStore, row: int) -> None:
         self.effects: list[Effect] = []
@@ -228,6 +239,9 @@ class OpenLedger:
         """Decisions made in the request that rewards may come for."""
         self.contacted: list[Contacted] = []
         """What the request sends."""
+        self.known: dict[str, Value] | None = None
+        self.features: Features | None = None
+        """What is known of the person in this request, once a surface has asked."""
         self._store = store
         self._row = row
         self._ledger: Ledger | None = None

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from actors.decisions import Decision, Explanation, Ranked, RankingSpec, Rejected
 from actors.ledger import Opened
 from actors.surfaces.interface import Who
-from actors.surfaces.traits import features_for, known_of
+from actors.surfaces.traits import features_for
 from actors.tenant import Tenant
 from actors.treatment.features import Arm, Arms, arms_of
 from actors.treatment.policy import Policy, default_policy
@@ -39,7 +39,7 @@ class Choosing(NamedTuple):
         made.mode = policy.spec.mode
         if not len(self.eligible):
             return made
-        features = features_for(known_of(who))
+        features = features_for(who)
         remembered = who.ledger.read().memories.get(policy.id, b"")
         choice = tenant.treatment.choose(
             policy,

@@ -184,7 +184,7 @@ class Making:
     def _choose(self, eligible: list[int], explain: bool) -> int:
         offer, made = self.offer, self.decision_
         policy = self.arranged.policy or offer.policy
-        features = features_for(self.known, offer.offer.features, offer.forbidden)
+        features = features_for(self.who, offer.offer.features, offer.forbidden)
         left_out = sorted(offer.forbidden & self.known.keys())
         if left_out:
             made.reasons.append(f"left out as protected: {', '.join(left_out)}")

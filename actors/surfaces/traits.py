@@ -25,24 +25,32 @@ def traits_of(who: Who) -> dict[str, Value]:
 
 def known_of(who: Who) -> Mapping[str, Value]:
     """Behaviour, traits and the request's context by name; the context counts before a trait."""
-    known: dict[str, Value] = {}
+    kept = who.ledger.known
+    if kept is not None:
+        return kept
+    known = who.ledger.known = {}
     if who.row >= 0:
         row = who.store.rows[who.row]
         known["sessionEvents"] = int(row["session_events"])
         known["eventsTotal"] = int(row["events_total"])
         known["money"] = float(row["money"])
         known["daysKnown"] = max(who.now_s - int(row["first_seen"]), 0) // 86_400
-        known |= traits_of(who)
+        known.update(traits_of(who))
     known.update(who.named)
     return known
 
 
 def features_for(
-    known: Mapping[str, Value],
+    who: Who,
     allowed: Collection[str] | None = None,
     forbidden: Collection[str] = (),
 ) -> Features:
     """Features of what is known: those `allowed` (None: all), never those that are forbidden."""
+    known = known_of(who)
+    if allowed is None and not forbidden:
+        if who.ledger.features is None:
+            who.ledger.features = features_of(dict(list(known.items())[:FEATURES_MAX]))
+        return who.ledger.features
     names = [
         name for name in known if name not in forbidden and (allowed is None or name in allowed)
     ]

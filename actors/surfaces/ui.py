@@ -38,9 +38,8 @@ class FlagPlan(NamedTuple):
             return _shown(made, flag, flag.order, DEFAULT)
         if arranged.arm in flag.flag.variants:
             return _shown(made, flag, _first(flag, str(arranged.arm)), SPLIT)
-        known = known_of(who)
         for term, variant in flag.rules:
-            if matches(term, known):
+            if matches(term, known_of(who)):
                 return _shown(made, flag, _first(flag, variant), TARGETING_MATCH)
         policy = arranged.policy or flag.policy
         if policy is not None:
@@ -82,8 +81,7 @@ def _learned(
         if len(order) == min(len(flag.slots), len(flag.order)):
             made.reasons.append(f"sticky per {flag.flag.sticky}")
             return _shown(made, flag, order, SPLIT)
-    known = known_of(who)
-    features = features_for(known)
+    features = features_for(who)
     remembered = who.ledger.read().memories.get(policy.id, b"")
     choice = tenant.treatment.choose(
         policy, features, flag.arms, who.rng, slots=len(flag.slots), remembered=remembered

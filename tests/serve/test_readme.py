@@ -65,8 +65,14 @@ def test_curl_examples_work_as_printed(shop: str) -> None:
         assert ran.returncode == 0, ran.stdout + ran.stderr
         if "/v1/decide" in block:
             answer = msgspec.json.decode(ran.stdout, type=DecideAnswer)
-            if answer.decisions[0].surface == "communication":
-                assert answer.decisions[0].send
+            first = answer.decisions[0]
+            if first.surface == "communication":
+                assert first.send
+                continue
+            if first.surface == "offer":
+                assert first.quote_id
+                assert first.price in (8.0, 7.2, 6.4)
+                assert answer.decisions[1].flags["checkout"].variant in ("short", "long")
                 continue
             assert len(answer.decisions[0].ranking) == 3
             (printed,) = blocks("json", shop)
