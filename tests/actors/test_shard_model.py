@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -258,3 +259,4 @@ ShardAgainstDict.TestCase.settings = settings(
     print_blob=True,
 )
 TestShard = ShardAgainstDict.TestCase
+TestShard.pytestmark = [pytest.mark.timeout(7200 if NIGHTLY else 300)]  # type: ignore[attr-defined]
