@@ -16,10 +16,11 @@ import msgspec
 
 from actors.budget_desk import BudgetDesk, Standing
 from actors.catalogue import Catalogue, CatalogueDump, decode_items
+from actors.custody import Custody, Place, Pulse
 from actors.document_desk import DocumentDesk
 from actors.documents import Stored
-from actors.layout import LayoutFile
 from actors.messages import BATCH_MAX, Item, Problem
+from actors.replicator import Peer
 from cluster.config import Config
 from cluster.errors import ReadOnly, RequestError, Unavailable
 from cluster.keys import KeyRange, split_evenly
@@ -28,6 +29,13 @@ from cluster.partition_map import PartitionMap, owner
 LOG = logging.getLogger("onehop.actors")
 
 RESTART_S_MAX = 5.0
+START_S = 120.0
+"""How long a shard may take from its actor's start until it serves."""
+PING_S = 1.0
+SILENT_PINGS_MAX = 3
+"""Heartbeats without an answer until a shard counts as standing still."""
+UPDATE_S = 30.0
+"""How long an update may take that all shards must have."""
 # Between two looks at what shards have left of their budgets.
 BUDGET_ROUND_S = 0.5
 # Items that shards take in one call, and log as one record.
@@ -70,6 +78,10 @@ class ShardHandle(Protocol):
     async def wait_gone(self) -> None:
         """Returns when the shard has died."""
 
+    async def ping(self) -> Pulse: ...
+
+    async def follow(self, peer: Peer, epoch: int) -> None: ...
+
     async def kill(self) -> None: ...
 
 
@@ -83,6 +95,10 @@ class Slot:
         self.handle: ShardHandle | None = None
         self.started: Started | None = None
         self.restarts = 0
+        self.place = Place()
+        self.tries = 0
+        self.pid: int | None = None
+        self.tending: asyncio.Task[None] | None = None
 
 
 class ItemResult(msgspec.Struct, omit_defaults=True):
@@ -93,14 +109,17 @@ class ItemResult(msgspec.Struct, omit_defaults=True):
     error: Problem | None = None
 
 
-class Coordinator:
-    """One per cluster. `new_shard(shard_id, key_range)` makes a handle, or finds the living one."""
+NewShard = Callable[[str, KeyRange, Place], Awaitable[ShardHandle]]
 
-    def __init__(
-        self, config: Config, new_shard: Callable[[str, KeyRange], Awaitable[ShardHandle]]
-    ) -> None:
+
+class Coordinator:
+    """One per cluster. `new_shard(shard_id, key_range, place)` makes a handle, or finds the living
+    one. custody: of the copies on disk; None: nothing is on disk.
+    """
+
+    def __init__(self, config: Config, new_shard: NewShard, custody: Custody | None = None) -> None:
         self._config = config
-        self._layout = LayoutFile(config)
+        self._custody = custody
         self._new_shard = new_shard
         self._slots = [
             Slot(f"{i}", key_range) for i, key_range in enumerate(split_evenly(config.shards))
@@ -120,7 +139,10 @@ class Coordinator:
         May be called again after it failed. Raises ConfigError if the data folder was made with
         other settings, Unavailable or what else a shard failed with.
         """
-        last_epoch = self._layout.check()
+        last_epoch = 0
+        if self._custody is not None:
+            await self._custody.open()
+            last_epoch = self._custody.map_epoch
         # All of them end before one's failure is told: a repeated start must find none under way.
         launches = (self._launch(slot) for slot in self._slots)
         for outcome in await asyncio.gather(*launches, return_exceptions=True):
@@ -237,13 +259,21 @@ class Coordinator:
         await self._on_all(lambda handle: handle.put_documents(tenant, versions))
 
     async def _launch(self, slot: Slot) -> None:
-        handle = slot.handle = await self._new_shard(slot.shard_id, slot.key_range)
+        if self._custody is not None:
+            slot.place = await self._custody.place(slot.shard_id, slot.tries)
+        handle = slot.handle = await self._new_shard(slot.shard_id, slot.key_range, slot.place)
         try:
-            slot.started = await handle.start()
-        except Exception:
+            async with asyncio.timeout(START_S):
+                slot.started = await handle.start()
+                slot.pid = (await handle.ping()).pid
+        except BaseException as error:
             # Half a start is not to be gone on with: the next one begins with an empty actor.
+            slot.tries += 1
             await handle.kill()
+            if isinstance(error, TimeoutError):
+                raise Unavailable(f"it did not start within {START_S} s") from None
             raise
+        slot.tries = 0
 
     async def _seed(self, slot: Slot) -> None:
         """Bring a shard's catalogues and documents up to ours. It is `up` from here on."""
@@ -261,19 +291,27 @@ class Coordinator:
 
     async def _publish(self) -> None:
         async with self._changed:
-            self._epoch += 1
+            version = 0
             try:
-                self._layout.save(self._epoch)
-            except OSError as error:
+                version = await self._custody.publish() if self._custody is not None else 0
+            except Unavailable as error:
                 # A full disk keeps nobody from being served; the next epoch is saved again.
-                LOG.error("epoch %d is not saved: %s", self._epoch, error)
+                LOG.error("epoch %d is not saved: %s", self._epoch + 1, error)
+            self._epoch = max(self._epoch + 1, version)
             self._changed.notify_all()
         await self._on_all(lambda handle: handle.set_epoch(self._epoch))
 
     async def _on_all(self, act: Callable[[ShardHandle], Awaitable[None]]) -> None:
         """Do the same on every shard that is up; one that dies meanwhile is seeded when back."""
         handles = [slot.handle for slot in self._slots if slot.up.is_set() and slot.handle]
-        for outcome in await asyncio.gather(*(act(h) for h in handles), return_exceptions=True):
+
+        async def within(handle: ShardHandle) -> None:
+            async with asyncio.timeout(UPDATE_S):
+                await act(handle)
+
+        for outcome in await asyncio.gather(*map(within, handles), return_exceptions=True):
+            if isinstance(outcome, TimeoutError):
+                raise Unavailable(f"a shard did not answer within {UPDATE_S} s")
             gone = isinstance(outcome, Unavailable) and not isinstance(outcome, ReadOnly)
             if isinstance(outcome, BaseException) and not gone:
                 raise outcome
@@ -292,12 +330,51 @@ class Coordinator:
         """Start the shard again whenever it dies."""
         while True:
             assert slot.handle is not None
-            await slot.handle.wait_gone()
+            await self._watch(slot, slot.handle)
             slot.up.clear()
             slot.restarts += 1
             LOG.warning("shard %s died; restart %d", slot.shard_id, slot.restarts)
+            if slot.tending is not None:
+                slot.tending.cancel()
             await self._relaunch(slot)
             await self._publish()
+
+    async def _watch(self, slot: Slot, handle: ShardHandle) -> None:
+        """Returns when the shard has died, or was ended since it does not answer."""
+        gone = asyncio.create_task(handle.wait_gone())
+        silent = 0
+        try:
+            while silent < SILENT_PINGS_MAX:
+                done, _ = await asyncio.wait([gone], timeout=PING_S)
+                if done:
+                    return
+                try:
+                    async with asyncio.timeout(PING_S):
+                        pulse = await handle.ping()
+                    silent = 0
+                    self._tend(slot, pulse, handle)
+                except TimeoutError:
+                    silent += 1
+                except Unavailable:
+                    return
+            LOG.error("shard %s stands still: it is ended", slot.shard_id)
+            await self._end(slot, handle)
+        finally:
+            gone.cancel()
+
+    def _tend(self, slot: Slot, pulse: Pulse, handle: ShardHandle) -> None:
+        """Let its backup be seen to, beside the heartbeat."""
+        if self._custody is None or slot.started is None:
+            return
+        if slot.tending is None or slot.tending.done():
+            work = self._custody.tend(slot.shard_id, slot.started.node_id, pulse, handle)
+            slot.tending = asyncio.create_task(_logged(work, slot.shard_id))
+
+    async def _end(self, slot: Slot, handle: ShardHandle) -> None:
+        """End a shard that may have been stopped: what it holds must be free for its successor."""
+        if self._custody is not None and slot.started is not None and slot.pid is not None:
+            await self._custody.nodes.kill(slot.started.node_id, slot.pid)
+        await handle.kill()
 
     async def _relaunch(self, slot: Slot) -> None:
         pause_s = 0.05
@@ -312,6 +389,13 @@ class Coordinator:
                 LOG.error("shard %s did not start: %s", slot.shard_id, error)
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, RESTART_S_MAX)
+
+
+async def _logged(work: Awaitable[None], shard_id: str) -> None:
+    try:
+        await work
+    except Exception as error:
+        LOG.warning("the backup of shard %s waits: %r", shard_id, error)
 
 
 def _problem(error: RequestError) -> Problem:

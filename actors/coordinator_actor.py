@@ -11,20 +11,27 @@ from typing import Any, TypeVar
 import msgspec
 import ray
 from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.archive import CLUSTER, Archive, Store, cluster_state
+from actors.backup_actor import RayNodes
 from actors.budget_desk import Standing
 from actors.catalogue import CatalogueDump
 from actors.coordinator import Coordinator, ShardHandle, Started
+from actors.custody import Custody, Place, Pulse
 from actors.documents import Stored
+from actors.epoch_store import open_store
 from actors.messages import Item
 from actors.model_actor import MODEL_ACTOR, ModelActor
 from actors.planning import Advisor
+from actors.recovery import lock_folder
+from actors.replicator import Peer
 from actors.shard_actor import ShardActor
 from actors.warm_start_actor import Imports
 from cluster.config import Config
 from cluster.errors import OnehopError, Unavailable
 from cluster.keys import KeyRange
+from cluster.ownership import Table
 from cluster.partition_map import encode_map
 from cluster.placement import Node
 
@@ -78,6 +85,12 @@ class RayShard:
         except RayError:
             return
 
+    async def ping(self) -> Pulse:
+        return msgspec.msgpack.decode(await _reach(self.actor.ping.remote()), type=Pulse)
+
+    async def follow(self, peer: Peer, epoch: int) -> None:
+        await _reach(self.actor.follow.remote(msgspec.json.encode(peer), epoch))
+
     async def kill(self) -> None:
         ray.kill(self.actor)
 
@@ -128,7 +141,13 @@ class CoordinatorActor:
     def __init__(self, config_json: bytes) -> None:
         self.config = msgspec.json.decode(config_json, type=Config)
         logging.basicConfig(level=self.config.log_level)
-        self.coordinator = Coordinator(self.config, self._new_shard)
+        self.store = open_store(self.config)
+        self.custody: Custody | None = None
+        self.lock: int | None = None
+        self.nodes = RayNodes(self.config)
+        if self.config.durability != "memory":
+            self.custody = Custody(self.config, self.store, self.nodes)
+        self.coordinator = Coordinator(self.config, self._new_shard, self.custody)
         self.imports = Imports(self.config, self.coordinator)
         self.starting: asyncio.Task[None] | None = None
         self.model: Any = None
@@ -147,6 +166,10 @@ class CoordinatorActor:
         return self.coordinator
 
     async def _start(self) -> None:
+        if self.custody is not None and self.lock is None:
+            # Two onehops on one data folder would each take the other's shards for dead.
+            folder = self.config.data_path / "shards"
+            self.lock = await asyncio.to_thread(lock_folder, folder, name="coordinator.lock")
         names = [shard_actor_name(shard_id) for shard_id in self.coordinator.restarts()]
         # Before the shards, beside whose start its process can do its imports.
         self.model = ModelActor.options(  # type: ignore[attr-defined]
@@ -187,7 +210,19 @@ class CoordinatorActor:
                 # Advice is never worth a shard's life; the next measurement may be possible.
                 LOG.exception("no plan can be made")
 
-    async def _new_shard(self, shard_id: str, key_range: KeyRange) -> ShardHandle:
+    async def read_table(self) -> tuple[int, bytes | None]:
+        """The epoch store, for those who can't reach it by themselves."""
+        version, table = await self.store.read()
+        return version, None if table is None else msgspec.json.encode(table)
+
+    async def swap_table(self, version: int, table_json: bytes) -> bool:
+        return await self.store.swap(version, msgspec.json.decode(table_json, type=Table))
+
+    async def _new_shard(self, shard_id: str, key_range: KeyRange, place: Place) -> ShardHandle:
+        config = self.config if self.custody is None else self.custody.config
+        where = {}
+        if place.node_id:
+            where["scheduling_strategy"] = NodeAffinitySchedulingStrategy(place.node_id, soft=False)
         try:
             actor = ShardActor.options(  # type: ignore[attr-defined]
                 name=shard_actor_name(shard_id),
@@ -195,11 +230,13 @@ class CoordinatorActor:
                 get_if_exists=True,
                 num_cpus=self.config.shard_cpus,
                 resources={"shards": 1} if self.config.node_roles else {},
+                **where,
             ).remote(
                 shard_id,
                 f"{key_range.start:x}",
                 f"{key_range.stop:x}",
-                msgspec.json.encode(self.config),
+                msgspec.json.encode(config),
+                msgspec.json.encode(place),
             )
         except (RayError, ValueError) as error:
             # ValueError: the name of a dying actor is not free yet.
@@ -285,3 +322,4 @@ class CoordinatorActor:
                 LOG.error("the model actor did not save: %s", error)
             ray.kill(self.model)
         await self.coordinator.shutdown()
+        self.nodes.close()

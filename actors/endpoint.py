@@ -143,6 +143,8 @@ class OwnerConnection(asyncio.Protocol):
         self._caller: Caller | None = None
         self._callers: dict[bytes, Caller] = {}
         self._out: dict[Level, list[bytes]] = {}
+        self._asked: list[int] = []
+        """Requests whose answers wait for the backup."""
         self._reasons: set[str] = set()
         """Why nothing is read now."""
         self._transport: asyncio.Transport | None = None
@@ -222,6 +224,8 @@ class OwnerConnection(asyncio.Protocol):
                 )
             reply = encode_frame(request, Op.REPLY, answer, b"", status)
             self._out.setdefault(self._shard.level, []).append(reply)
+            if self._shard.level == "replica":
+                self._asked.append(request)
             if now_ns > stop_ns:
                 return False
         return True
@@ -230,12 +234,14 @@ class OwnerConnection(asyncio.Protocol):
         """Let the answers leave together, each level's when it is reached."""
         journal = self._shard.journal
         out, self._out = self._out, {}
+        asked, self._asked = self._asked, []
         for level, replies in out.items():
             if journal is None:
                 self._send(b"".join(replies))
             else:
                 # Reads wait too: what they saw must not be lost after they told of it.
-                journal.after_all(partial(self._send, b"".join(replies)), level)
+                refuse = partial(self._refuse_all, asked) if level == "replica" else None
+                journal.after_all(partial(self._send, b"".join(replies)), level, refuse)
 
     def _send(self, data: bytes) -> None:
         if self._transport is not None:
@@ -244,7 +250,7 @@ class OwnerConnection(asyncio.Protocol):
     def _subscribe(self, caller: Caller, body: bytes) -> Answer:
         """Reach a page over this connection from now on."""
         shard = self._shard
-        shard.level = shard.config.durability
+        shard.level = shard.read_level
         try:
             request: Subscribe = decode(decode_subscribe, body)
             key = shard.owned(caller, request.user_id, request.anonymous_id)
@@ -265,7 +271,14 @@ class OwnerConnection(asyncio.Protocol):
             self._send(frame)
         else:
             # What caused the message must not be lost after it was shown.
-            journal.after_all(partial(self._send, frame))
+            journal.after_all(partial(self._send, frame), journal.read_level)
+
+    def _refuse_all(self, requests: list[int]) -> None:
+        """The backup was lost before these were on it. They are applied: a repeat is safe."""
+        error = RequestError(503, "the backup was lost; retry with the same messageId")
+        status, answer = self._shard.refuse(error)
+        frames = (encode_frame(request, Op.REPLY, answer, b"", status) for request in requests)
+        self._send(b"".join(frames))
 
     def _answer(self, op: int, meta: bytes, body: bytes, arrived_ns: int) -> Answer:
         caller = self._caller or (_NOBODY if op == Op.STATS else None)

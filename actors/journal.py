@@ -1,8 +1,9 @@
 """A shard's records on their way to the disk, and who waits for them.
 
 Nothing is acknowledged before the record of it is durable at the level that the answer names, and
-nothing that was read is answered before what it saw is: an answer waits for the last record that
-was appended in its turn. Only an answer at level "memory" waits for nothing.
+nothing that was read is answered before what it saw is, wherever a successor may come from: an
+answer waits for the last record that was appended in its turn. And no answer leaves while another
+may own the range (`cluster.replication`). Only level "memory" waits for nothing but that.
 """
 
 from __future__ import annotations
@@ -14,8 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from actors.wal import End
-from actors.wal_writer import SEGMENT_BYTES, WalWriter
+from actors.wal_writer import SEGMENT_BYTES, WalWriter, Written
+from cluster.errors import Unavailable
 from cluster.levels import Level
+from cluster.replication import Primary
+
+Act = Callable[[], None]
+_LEVELS: tuple[Level, ...] = ("memory", "disk")
+_ALL_LEVELS: tuple[Level, ...] = ("memory", "disk", "replica")
 
 WAITING_RECORDS_MAX = 50_000
 """Records in memory that the disk does not have yet."""
@@ -25,6 +32,8 @@ class Journal:
     """The loop's side of a `WalWriter`. All methods are called in the loop.
 
     on_failed  called in the loop, once, when the log can't go on: nothing may be acknowledged
+    primary    the owner that this log is of; None: one without a backup
+    on_batch   called in the loop with each batch on its way to the disk
     """
 
     def __init__(
@@ -33,22 +42,33 @@ class Journal:
         end: End,
         on_failed: Callable[[OSError], None],
         segment_bytes: int = SEGMENT_BYTES,
+        primary: Primary | None = None,
+        on_batch: Callable[[Written], None] | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._waiting: deque[tuple[int, Callable[[], None]]] = deque()
+        self.primary = primary or Primary(end.epoch + 1, False, end.next_seq, end.crc)
+        self._waiting: dict[Level, deque[tuple[int, Act, Act | None]]] = {
+            "memory": deque(),
+            "disk": deque(),
+            "replica": deque(),
+        }
         self._on_failed = on_failed
         self._durable_s = self._loop.time()
-        self.epoch = end.epoch + 1
-        """Of all that is written from here on."""
         self.writer = WalWriter(
             folder,
             end,
-            self.epoch,
+            self.primary.epoch,
             lambda seq: self._tell(self._durable),
             lambda error: self._tell(self._fail, error),
             segment_bytes,
+            None if on_batch is None else lambda batch: self._tell(on_batch, batch),
         )
         self.append = self.writer.append
+
+    @property
+    def epoch(self) -> int:
+        """Of all that is written from here on."""
+        return self.primary.epoch
 
     @property
     def has_room(self) -> bool:
@@ -57,38 +77,90 @@ class Journal:
 
     @property
     def behind(self) -> bool:
-        """Whether the disk is so slow that more must not be taken."""
-        return self.writer.last_seq - self.writer.durable_seq > WAITING_RECORDS_MAX
+        """Whether a disk, or the backup, is so slow that more must not be taken."""
+        safe_seq = min(self.writer.durable_seq, self.primary.acked_seq)
+        return self.writer.last_seq - safe_seq > WAITING_RECORDS_MAX
 
     @property
     def settled(self) -> bool:
-        """Whether all that was appended is durable."""
+        """Whether all that was appended is on the own disk."""
         return self.writer.durable_seq >= self.writer.last_seq
 
     @property
     def levels(self) -> tuple[Level, ...]:
         """The levels that can be given now."""
-        return ("memory", "disk")
+        primary = self.primary
+        if primary.replicates and primary.may_answer(self._loop.time()):
+            return _ALL_LEVELS
+        return _LEVELS
 
-    def after_all(self, act: Callable[[], None], level: Level = "disk") -> None:
+    @property
+    def read_level(self) -> Level:
+        """What reads have to wait for: every copy that may take over."""
+        return "replica" if self.primary.replicates else "disk"
+
+    def after_all(self, act: Act, level: Level = "disk", refuse: Act | None = None) -> None:
         """Do `act` once all that was appended by now is durable at `level`.
 
-        Acts of one level keep their order. At "memory" it is done at once.
+        Acts of one level keep their order. If `level` can't be reached any more, `refuse` is done
+        instead; without it, what is left is waited for.
         """
         if self.writer.failed is not None:
             return
-        if level == "memory" or (not self._waiting and self.settled):
+        waiting, last_seq = self._waiting[level], self.writer.last_seq
+        ready = not waiting and last_seq <= self._reached(level)
+        if ready and self.primary.may_answer(self._loop.time()):
             act()
-        else:
-            self._waiting.append((self.writer.last_seq, act))
+            return
+        waiting.append((last_seq, act, refuse))
 
     async def sync(self) -> None:
-        """Returns once all that was appended by now is durable. Raises OSError if it can't be."""
+        """Returns once all that was appended by now is durable, on all copies there are.
+
+        Raises OSError if it can't be, Unavailable if a copy was lost meanwhile: it is on the
+        other, and may be repeated.
+        """
         if self.writer.failed is not None:
             raise self.writer.failed
         done = self._loop.create_future()
-        self.after_all(lambda: None if done.done() else done.set_result(None))
+        lost = Unavailable("the backup was lost meanwhile; repeat it")
+        self.after_all(
+            lambda: None if done.done() else done.set_result(None),
+            self.read_level,
+            lambda: None if done.done() else done.set_exception(lost),
+        )
         await done
+
+    def flush(self) -> None:
+        """Answer what may be answered now. Called after whatever changes the primary."""
+        primary = self.primary
+        now_s = self._loop.time()
+        if not primary.may_answer(now_s):
+            return
+        if self._waiting["replica"] and not primary.replicates:
+            self._give_up()
+        for level, waiting in self._waiting.items():
+            reached = self._reached(level)
+            while waiting and waiting[0][0] <= reached:
+                waiting.popleft()[1]()
+
+    def _give_up(self) -> None:
+        """Nobody else has what these wait for: the level that they were promised is gone."""
+        waiting = self._waiting["replica"]
+        for seq, act, refuse in list(waiting):
+            if refuse is None:
+                self._waiting["disk"].append((seq, act, None))
+            else:
+                refuse()
+        waiting.clear()
+
+    def _reached(self, level: Level) -> int:
+        primary = self.primary
+        if level == "memory":
+            return self.writer.last_seq
+        if level == "disk" and primary.replicates:
+            return primary.local_seq
+        return primary.acked_seq
 
     def report(self) -> dict[str, Any]:
         """How the log does: the disk's counts, and what waits for it now.
@@ -98,7 +170,7 @@ class Journal:
         stalled_s = 0.0 if self.settled else self._loop.time() - self._durable_s
         return {
             "hasRoom": self.has_room,
-            "waitingAnswers": len(self._waiting),
+            "waitingAnswers": sum(map(len, self._waiting.values())),
             "waitingRecords": self.writer.last_seq - self.writer.durable_seq,
             "stalledSeconds": round(stalled_s, 3),
             **self.writer.disk.report(),
@@ -109,18 +181,18 @@ class Journal:
         self.writer.close()
         self._durable()
 
-    def _tell(self, act: Callable[..., None], *args: OSError) -> None:
+    def _tell(self, act: Callable[..., None], *args: Any) -> None:
         try:
             self._loop.call_soon_threadsafe(act, *args)
         except RuntimeError:
             return  # The loop has ended, and with it all who waited.
 
     def _durable(self) -> None:
-        durable_seq = self.writer.durable_seq
         self._durable_s = self._loop.time()
-        while self._waiting and self._waiting[0][0] <= durable_seq:
-            self._waiting.popleft()[1]()
+        self.primary.durable(self.writer.durable_seq)
+        self.flush()
 
     def _fail(self, error: OSError) -> None:
-        self._waiting.clear()
+        for waiting in self._waiting.values():
+            waiting.clear()
         self._on_failed(error)

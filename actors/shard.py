@@ -95,9 +95,6 @@ class Shard(ShardReads):
         now: Callable[[], float] = time,
     ) -> None:
         super().__init__(shard_id, key_range, config, epoch, now)
-        self.level: Level = config.durability
-        """What the answer that `handle` gave last has to wait for. Reads wait as the setting says:
-        what they saw must not be lost after they told of it."""
         # Sequence numbers of decisions: a random start keeps them apart across restarts.
         self._rng = np.random.default_rng()
         self._sequence = secrets.randbits(24) << 36
@@ -124,6 +121,11 @@ class Shard(ShardReads):
             Op.STATS: self._stats,
         }
 
+    @property
+    def read_level(self) -> Level:
+        """What the answer to a read has to wait for."""
+        return self.config.level if self.journal is None else self.journal.read_level
+
     def admits(self, wait_ns: int, now_ns: int) -> bool:
         """Whether to answer a request that waited so long, or to refuse it with OVERLOADED."""
         if self.journal is not None and self.journal.behind:
@@ -136,7 +138,7 @@ class Shard(ShardReads):
 
         arrived_ns  perf_counter_ns when the bytes came in
         """
-        self.level = self.config.durability
+        self.level = self.read_level
         handler = self._handlers.get(op)
         if handler is None:
             return self.refuse(RequestError(400, "a shard does not answer this op", "op", str(op)))
@@ -181,7 +183,7 @@ class Shard(ShardReads):
         key = self._owned(caller, request.user_id, request.anonymous_id)
         if isinstance(key, int):
             return self._moved()
-        level = level_of(request.durability, caller, self.config.durability, self.journal)
+        level = level_of(request.durability, caller, self.config.level, self.journal)
         message_id = request.message_id
         if message_id is not None:
             repeat = self._repeat(caller.tenant, message_id, Op.DECIDE, body, level)
@@ -395,7 +397,7 @@ class Shard(ShardReads):
         key = self._owned(caller, request.user_id, request.anonymous_id)
         if isinstance(key, int):
             return self._moved()
-        level = level_of(request.durability, caller, self.config.durability, self.journal)
+        level = level_of(request.durability, caller, self.config.level, self.journal)
         if request.message_id is not None:
             repeat = self._repeat(caller.tenant, request.message_id, op, body, level)
             if repeat is not None:

@@ -20,24 +20,29 @@ import ray
 from numpy.typing import NDArray
 
 from actors.archive import Archive, Store, shard_state
+from actors.backup_actor import release_backup, store_of
 from actors.budget_desk import Standing
 from actors.catalogue import CatalogueDump
 from actors.compact import tidy
 from actors.coordinator import Started
+from actors.copies import CopyFolder
+from actors.custody import Place, Pulse
 from actors.documents import Stored
 from actors.endpoint import Endpoint
 from actors.engine import history
 from actors.engine.base import Base
 from actors.engine.shared import shared
 from actors.engine.stacker import Sums
-from actors.journal import Journal
 from actors.model import Taken
+from actors.owner import Owned, Surroundings, take_ownership
 from actors.principals import Principals
-from actors.recovery import lock_folder, recover
+from actors.replicator import Peer
 from actors.shard import Shard
 from actors.warm_up import warm_up
 from actors.watch import FIRED_MAX
+from cluster.access import read_secret
 from cluster.config import Config
+from cluster.errors import Unavailable
 from cluster.keys import KeyRange
 
 LOG = logging.getLogger("onehop.actors")
@@ -57,7 +62,10 @@ LOAD_PROFILES_MAX = 1000
 class ShardActor:
     """Owner of one range. Restarted by the coordinator, not by Ray, so that the map is right."""
 
-    def __init__(self, shard_id: str, start: str, stop: str, config_json: bytes) -> None:
+    def __init__(
+        self, shard_id: str, start: str, stop: str, config_json: bytes, place_json: bytes
+    ) -> None:
+        self.place = msgspec.json.decode(place_json, type=Place)
         self.config = msgspec.json.decode(config_json, type=Config)
         logging.basicConfig(level=self.config.log_level)
         key_range = KeyRange(int(start, 16), int(stop, 16))
@@ -72,6 +80,8 @@ class ShardActor:
         self.taken_at = 0
         self.tuning: asyncio.Task[None] | None = None
         self.contacting: list[asyncio.Task[None]] = []
+        self.folder = CopyFolder(self.config, shard_id, self.place.copy_id)
+        self.owned: Owned | None = None
 
     async def start(self) -> bytes:
         """Compile the kernels, listen, and say where; `Started` as msgpack. Idempotent."""
@@ -79,7 +89,7 @@ class ShardActor:
         async with self.starting:
             if self.address is None:
                 warm_up(self.config)
-                self._recover()
+                await self._take_ownership()
                 # What lives now lives for good, and the hot path makes no cycles: look seldom.
                 gc.collect()
                 gc.freeze()
@@ -104,22 +114,38 @@ class ShardActor:
             Started(host, port, node_id, self.shard.epoch, catalogues, documents)
         )
 
-    def _recover(self) -> None:
-        """Become what the log says, and log from here on; for durability "disk"."""
-        if self.config.durability == "disk":
-            folder = self._folder()
-            self.lock = lock_folder(folder)
-            end = recover(self.shard, folder)
-            # Epochs only ever grow, also from one life of the cluster to the next.
-            self.shard.epoch = end.epoch + 1
-            self.shard.journal = Journal(
-                folder, end, self._log_failed, self.config.wal_segment_bytes
-            )
+    async def _take_ownership(self) -> None:
+        """Become what the log of our copy says, and log from here on; unless nothing is logged."""
+        if self.config.durability == "memory":
+            return
+        node_id = ray.get_runtime_context().get_node_id()
+        shard_id, copy_id = self.shard.shard_id, self.folder.copy_id
 
-    def _log_failed(self, error: OSError) -> None:
-        # Memory is ahead of the log now, and what is ahead must never be seen or acknowledged.
-        LOG.critical("shard %s leaves, since its log failed: %s", self.shard.shard_id, error)
+        async def release(epoch: int) -> float:
+            return await release_backup(node_id, shard_id, copy_id, epoch)
+
+        store = store_of(self.config)
+        secret = read_secret(self.config)
+        around = Surroundings(self.config, node_id, store, secret, release, self._leave)
+        self.owned = await take_ownership(self.shard, self.folder, self.place.peer, around)
+
+    def _leave(self, reason: str) -> None:
+        # What is in memory may be ahead of the log or behind a successor: it must never be seen.
+        LOG.critical("shard %s leaves: %s", self.shard.shard_id, reason)
         os._exit(1)
+
+    async def ping(self) -> bytes:
+        """`Pulse` as msgpack: that it lives, and how its backup does."""
+        if self.owned is None:
+            return msgspec.msgpack.encode(Pulse(os.getpid()))
+        primary = self.owned.replicator.primary
+        pulse = Pulse(os.getpid(), primary.epoch, primary.standing.value, primary.link.value)
+        return msgspec.msgpack.encode(pulse)
+
+    async def follow(self, peer_json: bytes, epoch: int) -> None:
+        """Where the backup, or a candidate for the owner of that epoch, listens."""
+        if self.owned is not None:
+            self.owned.replicator.follow(msgspec.json.decode(peer_json, type=Peer), epoch)
 
     async def check_room(self) -> None:
         """Raises ReadOnly while the disk is full."""
@@ -282,8 +308,11 @@ class ShardActor:
         while self.shard.journal is not None:
             await asyncio.sleep(COMPACT_S)
             try:
-                await tidy(self.shard, folder, self.config)
-            except OSError as error:
+                if self.owned is not None:
+                    # Not while the files are read for a backup.
+                    async with self.owned.replicator.files:
+                        await tidy(self.shard, folder, self.config)
+            except (OSError, Unavailable) as error:
                 LOG.error("shard %s: %s; the log grows", self.shard.shard_id, error)
                 await asyncio.sleep(COMPACT_RETRY_S)
 
@@ -302,4 +331,4 @@ class ShardActor:
             await asyncio.sleep(self.config.archive_s)
 
     def _folder(self) -> Path:
-        return self.config.data_path / "shards" / self.shard.shard_id
+        return self.folder.path

@@ -12,6 +12,7 @@ from actors.admission import Admission
 from actors.checked import decode
 from actors.eviction import Evictor
 from actors.hot_keys import KeySample
+from actors.levels import level_of
 from actors.messages import Person
 from actors.people import Caller, person_key
 from actors.profile import describe_profile
@@ -22,6 +23,7 @@ from actors.stats import describe_shard
 from cluster.config import Config
 from cluster.errors import RequestError
 from cluster.keys import KeyRange
+from cluster.levels import Level
 
 Answer = tuple[int, bytes]
 """HTTP status, and JSON."""
@@ -46,6 +48,9 @@ class ShardReads(ShardState):
         )
         self.evictor = Evictor(self)
         self.sample = KeySample()
+        self.level: Level = config.level
+        """What the answer that `handle` gave last has to wait for. Reads wait for every copy there
+        is: what they saw must not be lost after they told of it."""
         self._encode = msgspec.json.Encoder().encode
         self._person_decoder = msgspec.json.Decoder(Person)
 
@@ -84,6 +89,7 @@ class ShardReads(ShardState):
         key = self._owned(caller, person.user_id, person.anonymous_id)
         if isinstance(key, int):
             return self._moved()
+        self.level = level_of(None, caller, self.config.level, self.journal)
         # Somebody unknown too: events may be under way, and in files that are yet to be loaded.
         record = Forgotten(caller.tenant, key, int(self.now()))
         self.tombstones.check_room(key, record.now_s)

@@ -139,6 +139,13 @@ def write_snapshot(state: ShardState, folder: Path, end: End) -> Path:
     return path
 
 
+def snapshot_end(path: Path) -> End:
+    """Where the log goes on after a snapshot. Raises WalCorrupt if the file can't be trusted."""
+    with path.open("rb") as file:
+        meta = _read_meta(path, file)
+    return End(meta.next_seq, meta.epoch, None, 0, meta.crc)
+
+
 def read_snapshot(path: Path, state: ShardState) -> End:
     """Fill an empty state; returns where the log goes on.
 

@@ -116,6 +116,8 @@ class ShardState:
         self.swept_to = 0
         self.journal: Journal | None = None
         """Set once the shard has recovered; None: nothing survives this process."""
+        self.replication: Callable[[], dict[str, Any]] | None = None
+        """How the backup does, where one may be."""
         self.archive: Archive | None = None
         """Set where there is one; it copies what the journal has written."""
         self.loaded: dict[str, int] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from actors.admission import Admission
@@ -18,6 +19,7 @@ def describe_shard(
     now_s = int(state.now())
     return {
         "shardId": state.shard_id,
+        "pid": os.getpid(),
         "epoch": state.epoch,
         "profiles": len(store),
         "profileBytes": store.bytes_used(),
@@ -36,6 +38,7 @@ def describe_shard(
         "tombstones": len(state.tombstones),
         "overloaded": admission.overloaded,
         "shed": admission.shed,
+        "replication": None if state.replication is None else state.replication(),
         "log": None if state.journal is None else state.journal.report(),
         **_archive(state),
         **stages.counters(),

@@ -52,11 +52,15 @@ class WalCorrupt(OnehopError):
 
 
 class Batch(NamedTuple):
-    """One durable batch: records `first_seq`, `first_seq` + 1, ..."""
+    """One durable batch: records `first_seq`, `first_seq` + 1, ...
+
+    previous  crc of the batch before
+    """
 
     epoch: int
     first_seq: int
     records: list[bytes]
+    previous: int = 0
 
 
 class End(NamedTuple):
@@ -88,6 +92,14 @@ def encode_batch(
     )
     crc = crc32(checked)
     return b"%b%b%b%b" % (_LENGTH.pack(BATCH_MAGIC), _LENGTH.pack(crc), checked, payload), crc
+
+
+def decode_batch(data: bytes) -> Batch:
+    """The batch that `data` is, whole. Raises WalCorrupt if it is none, or more than one."""
+    found = _read_batch(Path("a batch"), data, 0, last=False) if len(data) else None
+    if found is None or found[2] != len(data):
+        raise WalCorrupt("a batch", 0, "is not one whole batch")
+    return found[0]
 
 
 def segments(folder: Path) -> list[Path]:
@@ -221,7 +233,8 @@ def _read_batch(
     if head is not None:
         payload = _payload(data, offset, head)
         if payload is not None:
-            batch = Batch(head.epoch, head.first_seq, _split(path, offset, payload, head.records_n))
+            records = _split(path, offset, payload, head.records_n)
+            batch = Batch(head.epoch, head.first_seq, records, head.previous)
             return batch, head.crc, _BATCH.size + head.size, head.previous
     if last and _is_torn(data, offset, head):
         return None

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter_ns
+from typing import Any, NamedTuple
 
 from actors.disk_stats import DiskStats
 from actors.wal import (
@@ -25,6 +26,7 @@ from actors.wal import (
     encode_segment,
     fsync_folder,
     segment_path,
+    segments,
 )
 
 LOG = logging.getLogger("onehop.actors")
@@ -33,9 +35,20 @@ SEGMENT_BYTES = 64 << 20
 SPARE_RETRY_S = 1.0
 
 
+class Written(NamedTuple):
+    """A batch as bytes, with what its header says of its place."""
+
+    data: bytes
+    first_seq: int
+    records_n: int
+    previous: int
+    crc: int
+
+
 class WalWriter:
     """Appends after `end`, the end of what was read.
 
+    on_batch(batch)  called in the writer's thread before a batch is written, for a copy elsewhere
     on_durable(seq)  called in the writer's thread when all up to `seq` is durable
     on_failed(error) called in the writer's thread, once, when the log can't go on
 
@@ -51,21 +64,25 @@ class WalWriter:
         on_durable: Callable[[int], None],
         on_failed: Callable[[OSError], None],
         segment_bytes: int = SEGMENT_BYTES,
+        on_batch: Callable[[Written], None] | None = None,
     ) -> None:
         self._folder = folder
-        self._epoch = epoch
+        self.epoch = epoch
+        """Of the batches from now on."""
+        self._on_batch = on_batch
         self._on_durable = on_durable
         self._on_failed = on_failed
         self._segment_bytes = segment_bytes
         self._next_seq = end.next_seq
         self._crc = end.crc
-        self._pending: list[bytes] = []
+        self._pending: list[Any] = []
         self._wake = threading.Condition()
         self._closing = False
         self._sealing = False
         self.failed: OSError | None = None
         self.has_room = True
         self.durable_seq = end.next_seq - 1
+        self._durable_end = (end.next_seq - 1, end.crc)
         self.disk = DiskStats()
         folder.mkdir(parents=True, exist_ok=True)
         self._descriptor, self._offset = self._open_end(end)
@@ -149,19 +166,26 @@ class WalWriter:
             while stop < len(records) and size + len(records[stop]) + 4 <= BATCH_BYTES_MAX:
                 size += len(records[stop]) + 4
                 stop += 1
-            data, crc = encode_batch(self._epoch, first_seq + start, self._crc, records[start:stop])
-            # Without a spare it must wait: what was taken needs the room that is left.
-            sealed = self._sealing and self._spare is not None
-            if sealed or self._offset + len(data) > self._segment_bytes:
-                self._sealing = False
-                self._rotate(first_seq + start)
-            _write_all(self._descriptor, data, self._offset)
-            started_ns = perf_counter_ns()
-            os.fdatasync(self._descriptor)
-            self.disk.wrote(stop - start, len(data), perf_counter_ns() - started_ns)
-            self._offset += len(data)
-            self._crc = crc
+            data, crc = encode_batch(self.epoch, first_seq + start, self._crc, records[start:stop])
+            batch = Written(data, first_seq + start, stop - start, self._crc, crc)
+            if self._on_batch is not None:
+                self._on_batch(batch)
+            self._write_batch(batch)
             start = stop
+
+    def _write_batch(self, batch: Written) -> None:
+        data = batch.data
+        # Without a spare it must wait: what was taken needs the room that is left.
+        sealed = self._sealing and self._spare is not None
+        if sealed or self._offset + len(data) > self._segment_bytes:
+            self._sealing = False
+            self._rotate(batch.first_seq)
+        _write_all(self._descriptor, data, self._offset)
+        started_ns = perf_counter_ns()
+        os.fdatasync(self._descriptor)
+        self.disk.wrote(batch.records_n, len(data), perf_counter_ns() - started_ns)
+        self._offset += len(data)
+        self._crc = batch.crc
 
     def _open_end(self, end: End) -> tuple[int, int]:
         """Descriptor and offset for the next batch; a torn tail behind it is zeroed."""
@@ -187,7 +211,7 @@ class WalWriter:
 
     def _begin(self, descriptor: int, first_seq: int) -> int:
         """Turn an allocated segment into the one that begins with `first_seq`."""
-        _write_all(descriptor, encode_segment(self._epoch, first_seq, self._crc), 0)
+        _write_all(descriptor, encode_segment(self.epoch, first_seq, self._crc), 0)
         os.fsync(descriptor)
         (self._folder / "spare").rename(segment_path(self._folder, first_seq))
         fsync_folder(self._folder)
@@ -214,6 +238,38 @@ class WalWriter:
             path.unlink()
             raise
         return descriptor
+
+
+class CopyWriter(WalWriter):
+    """Writes batches that were made elsewhere, byte for byte: the same log, another copy of it."""
+
+    @property
+    def durable_end(self) -> tuple[int, int]:
+        """The last durable sequence number, and the crc of its batch."""
+        return self._durable_end
+
+    @property
+    def end(self) -> End:
+        """Where the log ends, once it is closed."""
+        path = segments(self._folder)[-1]
+        return End(self._next_seq, self.epoch, path, self._offset, self._crc)
+
+    def append_batch(self, batch: Written) -> None:
+        """Take one batch, the next. It is durable after `on_durable`. Raises OSError."""
+        with self._wake:
+            if self.failed is not None:
+                raise self.failed
+            if batch.first_seq != self._next_seq:
+                raise OSError(f"batch {batch.first_seq} is not {self._next_seq}, the next")
+            self._pending.append(batch)
+            self._next_seq += batch.records_n
+            self._wake.notify()
+
+    def _write(self, records: list[Any], first_seq: int) -> None:
+        # Each is synced before the next is written: only the very last may ever be torn.
+        for batch in records:
+            self._write_batch(batch)
+            self._durable_end = (batch.first_seq + batch.records_n - 1, batch.crc)
 
 
 def _write_all(descriptor: int, data: bytes, offset: int) -> None:

@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from cluster.errors import ConfigError
+from cluster.levels import Level
 
 ENV_PREFIX = "ONEHOP_"
 # Names in the environment that are not settings of the cluster: what the command line and the
@@ -83,9 +84,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tenants_max: Positive = 64
     """Tenants that one shard serves."""
 
-    durability: Literal["disk", "memory"] = "disk"
-    """What an acknowledgement means if neither message nor key says: on this node's disk, or
-    only in memory. With "memory" nothing is logged, and no message can ask for more."""
+    durability: Literal["auto", "memory", "disk", "replica"] = "auto"
+    """What an acknowledgement means if neither message nor key says: applied in memory, on this
+    node's disk, or also on another node's. "auto" is replica from two nodes on, else disk; once a
+    `data_dir` was replica it stays so. With "memory" nothing is logged, and no message can ask
+    for more."""
     wal_segment_bytes: Annotated[int, Meta(ge=1 << 16, le=1 << 30)] = 64 << 20
     """A log's segment; a full one is compacted into the snapshot. Room for two is always kept."""
 
@@ -148,6 +151,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Warm up with a made-up shop at the start."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """What is logged."""
+
+    @property
+    def level(self) -> Level:
+        """The level that `durability` names; "auto" that nobody has decided upon yet is disk."""
+        return "disk" if self.durability == "auto" else self.durability
 
     @property
     def data_path(self) -> Path:

@@ -69,6 +69,10 @@ class Op(IntEnum):
     OUTCOMES = 82
     # From an owner, unasked: meta is the subscription's token, body a CloudEvent.
     PUSH = 66
+    # Between an owner and its backup.
+    FOLLOW = 96
+    REPLICATE = 97
+    SNAPSHOT = 98
 
 
 OPS = frozenset(int(op) for op in Op)
@@ -84,14 +88,21 @@ OP_OF_TYPE: Mapping[str, Op] = {
 Frame = tuple[int, int, int, bytes, bytes]
 
 
-def encode_frame(request: int, op: int, body: bytes, meta: bytes = b"", status: int = 0) -> bytes:
+def encode_frame(
+    request: int,
+    op: int,
+    body: bytes,
+    meta: bytes = b"",
+    status: int = 0,
+    bytes_max: int = FRAME_BYTES_MAX,
+) -> bytes:
     """One frame as bytes.
 
-    Raises FrameError if it is larger than FRAME_BYTES_MAX, or its meta than META_BYTES_MAX.
+    Raises FrameError if it is larger than `bytes_max`, or its meta than META_BYTES_MAX.
     """
     length = len(meta) + len(body)
-    if length > FRAME_BYTES_MAX:
-        raise FrameError(f"frame must be <= {FRAME_BYTES_MAX} bytes, got {length}")
+    if length > bytes_max:
+        raise FrameError(f"frame must be <= {bytes_max} bytes, got {length}")
     if len(meta) > META_BYTES_MAX:
         raise FrameError(f"meta must be <= {META_BYTES_MAX} bytes, got {len(meta)}")
     return b"%b%b%b" % (HEADER.pack(length, request, op, len(meta), status), meta, body)

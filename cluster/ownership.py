@@ -21,6 +21,7 @@ from msgspec.structs import replace
 
 from cluster.errors import OnehopError, Unavailable
 from cluster.keys import HASH_SPACE, KeyRange
+from cluster.levels import Level
 
 
 class Copy(msgspec.Struct, frozen=True):
@@ -58,12 +59,14 @@ class NotEntitled(OnehopError):
 class Table(msgspec.Struct, frozen=True):
     """All claims, in order of their ranges, and the settings on which all copies' files depend.
 
-    level  what durability "auto" stands for here: "disk" or "replica"; never lowered by itself
+    level          what durability "auto" stands for here; never lowered by itself
+    epochs_before  map epochs that were given out before there was a table
     """
 
     claims: tuple[Claim, ...]
     ring_events_max: int
-    level: str = "disk"
+    level: Level = "disk"
+    epochs_before: int = 0
 
     def __post_init__(self) -> None:
         expected = 0

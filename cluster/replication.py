@@ -146,12 +146,10 @@ STANDINGS: Mapping[tuple[Standing, str], Standing] = {
     (S.JOINING, "leave"): S.ALONE,
     (S.JOINING, "swap"): S.RECRUITING,
     (S.RECRUITING, "won"): S.PAIRED,
-    (S.RECRUITING, "lost"): S.ALONE,
     (S.PAIRED, "swap"): S.DROPPING,
     (S.DROPPING, "won"): S.ALONE,
-    (S.DROPPING, "lost"): S.PAIRED,
 } | {(standing, "deposed"): S.DEPOSED for standing in S}
-"""(standing, event) -> standing. "lost": the swap surely did not happen."""
+"""(standing, event) -> standing. A swap is won, or else the owner is deposed."""
 LINKS: Mapping[tuple[Link, str], Link] = {
     (L.DOWN, "linked"): L.SEALING,
     (L.SEALING, "sealed"): L.CATCHING_UP,
@@ -189,6 +187,7 @@ class Primary:
         self.heard_s = float("-inf")
         self._goal_seq = 0
         self._asked_s = float("-inf")
+        self._ticked_s = float("-inf")
 
     # What may be told to whom.
 
@@ -267,6 +266,13 @@ class Primary:
             self._goal_seq = self.local_seq
         return self._join()
 
+    def seeded(self, now_s: float) -> list[Action]:
+        """A new copy has taken a snapshot to begin with: where does it end now?"""
+        if self.link is not L.CATCHING_UP:
+            return []
+        self._move_link("gap")
+        return self._seal(now_s)
+
     def took_in(self, next_seq: int, crc: int, now_s: float) -> list[Action]:
         """The log ends there now, all of it durable."""
         self._move_link("fetched")
@@ -325,11 +331,13 @@ class Primary:
         """To be called several times per HEARTBEAT_S."""
         if self.standing is S.DEPOSED:
             return []
+        if now_s - self._ticked_s > HEARTBEAT_S:
+            # It was us who stood still: what the backup said meanwhile is not read yet.
+            self.heard_s = max(self.heard_s, now_s - HEARTBEAT_S)
+        self._ticked_s = now_s
         if self.link is not L.DOWN and now_s - self.heard_s > SILENCE_S:
             self.unlinked()
         if self.link is L.DOWN:
-            # `heard_s` of an owner that never had a link: it counts from the first tick.
-            self.heard_s = max(self.heard_s, now_s) if self.heard_s < 0 else self.heard_s
             return self._drop() if now_s - self.heard_s > SILENCE_S else []
         if now_s - self._asked_s < HEARTBEAT_S:
             return []
@@ -342,16 +350,9 @@ class Primary:
         sent_seq = self.next_seq if self.link is L.LIVE else 0
         return [Beat(self.epoch, sent_seq, now_s)]
 
-    def swapped(self, won: bool, now_s: float) -> list[Action]:
-        """A swap has ended: done, or surely not done (then `deposed` if the claim is another's)."""
-        recruited = self.standing is S.RECRUITING
-        self._move("won" if won else "lost")
-        if not won:
-            # Asked for again after a pause, not at once.
-            self.heard_s = max(self.heard_s, now_s - SILENCE_S / 2)
-            if recruited:
-                self._move_link("unlinked")
-            return []
+    def swapped(self, now_s: float) -> list[Action]:
+        """The swap is done. (If it can't be, the claim is another's: tell `deposed`.)"""
+        self._move("won")
         self.epoch += 1
         if self.standing is S.ALONE:
             self._move_link("unlinked")

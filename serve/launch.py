@@ -27,7 +27,7 @@ from typing import Any
 import msgspec
 
 from actors.archive import Store
-from actors.layout import LayoutFile
+from actors.epoch_store import check_folder
 from cluster.config import Config
 from cluster.errors import ConfigError, OnehopError, Unavailable
 from serve.auth import PlainKeys, ensure_keys, ensure_secret
@@ -139,7 +139,7 @@ def launch(config: Config) -> Cluster:
         config = msgspec.structs.replace(config, port=free_ports(1)[0])
     elif not config.address and _taken(config.host, config.port):
         raise ConfigError(f"port {config.port} of {config.host} is taken by another process")
-    LayoutFile(config).check()
+    check_folder(config)
     if config.archive_uri:
         # Found out now, and not by every shard for itself.
         Store(config.archive_uri)

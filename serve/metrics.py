@@ -49,6 +49,20 @@ class HotKey(msgspec.Struct):
     share: float
 
 
+class ReplicationStats(msgspec.Struct, rename="camel"):
+    """How a shard's backup does."""
+
+    epoch: int = 0
+    standing: str = ""
+    link: str = ""
+    lag_records: int = 0
+
+    @property
+    def backed_up(self) -> int:
+        """1 if a backup has all that was acknowledged and follows now."""
+        return int(self.standing == "paired" and self.link == "live")
+
+
 class ShardStats(msgspec.Struct, rename="camel"):
     """What `Op.STATS` answers, as far as /metrics shows it. None: no log, no archive."""
 
@@ -88,6 +102,7 @@ class ShardStats(msgspec.Struct, rename="camel"):
     overloaded: bool = False
     stages: dict[str, StageLatency] = {}
     log: LogStats | None = None
+    replication: ReplicationStats | None = None
     cpu_seconds: float = 0.0
     hot_keys: list[HotKey] = []
 
@@ -137,6 +152,11 @@ LOG_GAUGES = {
     "waiting_answers": "Answers that wait for the disk",
     "waiting_records": "Records that are not yet durable",
     "stalled_seconds": "Since anything became durable, while something waits",
+}
+REPLICATION_GAUGES = {
+    "epoch": "Of the owner's claim",
+    "backed_up": "1 while a backup on another node follows",
+    "lag_records": "Records that the backup does not have yet",
 }
 LOG_TOTALS = {"batches": "Writes, one flush each", "records": "Records", "bytes": "Bytes"}
 
@@ -192,6 +212,7 @@ class _Snapshot:
             answers.add_metric((self._gateway_id, route, str(status)), count)
         yield answers
         yield from self._counters()
+        yield from self._replication()
         yield from self._log()
         stages = {
             stage: [one.stages[stage] for one in self._up.values() if stage in one.stages]
@@ -234,6 +255,11 @@ class _Snapshot:
                     family.add_metric((shard, name), count)
             yield family
 
+    def _replication(self) -> Iterator[Metric]:
+        owners = {n: one.replication for n, one in self._up.items() if one.replication is not None}
+        for name, text in REPLICATION_GAUGES.items():
+            yield _family(GaugeMetricFamily, "onehop_replication_" + name, text, name, owners)
+
     def _log(self) -> Iterator[Metric]:
         logs = {name: one.log for name, one in self._up.items() if one.log is not None}
         for name, text in LOG_GAUGES.items():
@@ -254,7 +280,7 @@ def _family(
     metric: str,
     text: str,
     field: str,
-    found: Mapping[str, ShardStats | LogStats],
+    found: Mapping[str, ShardStats | LogStats | ReplicationStats],
 ) -> Metric:
     """One number of every shard."""
     family = kind(metric, text, labels=("shard",))

@@ -14,13 +14,17 @@ from actors.books import Books
 from actors.budget_desk import Standing
 from actors.catalogue import Catalogue, CatalogueDump
 from actors.coordinator import Coordinator, ShardHandle, Started
+from actors.custody import Custody, Place, Pulse
 from actors.documents import Documents, Stored
+from actors.epoch_store import FileEpochStore
 from actors.kinds import KINDS
 from actors.messages import Item
+from actors.replicator import Peer
 from actors.wal import WalCorrupt
 from cluster.config import Config
 from cluster.errors import ConfigError, ReadOnly, RequestError, Unavailable
 from cluster.keys import KeyRange
+from tests.actors.local_nodes import LocalNodes
 
 PORTS = count(1000)
 
@@ -98,6 +102,13 @@ class FakeShard:
     async def wait_gone(self) -> None:
         await self.gone.wait()
 
+    async def ping(self) -> Pulse:
+        await self.reach()
+        return Pulse(0)
+
+    async def follow(self, peer: Peer, epoch: int) -> None:
+        await self.reach()
+
     async def kill(self) -> None:
         self.gone.set()
 
@@ -111,7 +122,7 @@ class World:
         self.fail_starts = 0
         self.made = 0
 
-    async def new_shard(self, shard_id: str, key_range: KeyRange) -> ShardHandle:
+    async def new_shard(self, shard_id: str, key_range: KeyRange, place: Place) -> ShardHandle:
         if self.refuse_starts:
             self.refuse_starts -= 1
             raise Unavailable("no room")
@@ -313,7 +324,8 @@ def test_epochs_grow_from_life_to_life_and_a_folder_keeps_its_shards(tmp_path: P
     async def life(shards: int, deaths: int) -> int:
         config = Config(shards=shards, items_max=100, data_dir=str(tmp_path))
         world = World()
-        coordinator = Coordinator(config, world.new_shard)
+        custody = Custody(config, FileEpochStore(config), LocalNodes(tmp_path, 1, config))
+        coordinator = Coordinator(config, world.new_shard, custody)
         try:
             await coordinator.start()
             for death in range(deaths):
@@ -326,7 +338,7 @@ def test_epochs_grow_from_life_to_life_and_a_folder_keeps_its_shards(tmp_path: P
             assert world.made == 0 or shards == 2
 
     epochs = [asyncio.run(life(2, deaths)) for deaths in (0, 5, 0, 0)]
-    assert epochs == [1, 7, 8, 9]
+    assert epochs == [2, 8, 9, 10]
     with pytest.raises(ConfigError, match=r"shards must stay 2 .* got 3"):
         asyncio.run(life(3, 0))
 

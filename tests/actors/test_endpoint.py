@@ -300,7 +300,7 @@ def test_a_disk_that_does_not_keep_up_bounds_what_is_taken() -> None:
             def append(self, record: bytes) -> None:
                 pytest.fail("nothing more is taken")
 
-            def after_all(self, act: Callable[[], None], level: str) -> None:
+            def after_all(self, act: Callable[[], None], level: str, refuse: None) -> None:
                 act()
 
         endpoint.shard.journal = Behind()  # type: ignore[assignment]

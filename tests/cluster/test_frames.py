@@ -103,6 +103,9 @@ def test_numbers_of_ops_never_change() -> None:
         "DEAD_LETTERS": 70,
         "REDRIVE": 71,
         "DISCARD": 72,
+        "FOLLOW": 96,
+        "REPLICATE": 97,
+        "SNAPSHOT": 98,
     }
 
 

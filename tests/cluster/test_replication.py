@@ -49,7 +49,7 @@ def test_every_state_can_be_reached_and_what_is_not_in_the_table_raises() -> Non
     assert {Step.CLAIM} | set(STEPS.values()) == set(Step)
     primary = Primary(5, False, 1, 0)
     for act in (
-        lambda: primary.swapped(True, 0.0),
+        lambda: primary.swapped(0.0),
         lambda: primary.caught_up(),
         lambda: primary.written(3, 1, 0, 9, 0.0),
         lambda: Primary(5, True, 1, 0).follow(),
@@ -103,14 +103,23 @@ def test_a_stale_rejection_deposes_nobody_and_one_of_this_epoch_does() -> None:
 
 def test_a_silent_backup_is_dropped_by_a_swap_and_then_the_own_disk_is_enough() -> None:
     primary = live_primary()
-    assert primary.tick(10.0 + SILENCE_S) != [Swap(recruit=False)]
+    for tenths in range(1, int(10 * SILENCE_S) + 1):
+        assert primary.tick(10.0 + tenths / 10) != [Swap(recruit=False)]
     assert primary.tick(10.1 + SILENCE_S) == [Swap(recruit=False)]
     primary.written(8, 1, 77, 88, 12.2)
     primary.durable(8)
     assert (primary.acked_seq, primary.replicates) == (7, True)
-    primary.swapped(True, 12.5)
+    primary.swapped(12.5)
     assert (primary.epoch, primary.acked_seq, primary.replicates) == (6, 8, False)
     assert primary.may_answer(1e9)
+
+
+def test_an_owner_that_stood_still_itself_listens_before_it_drops_anybody() -> None:
+    primary = live_primary()
+    primary.tick(10.0)
+    assert primary.tick(60.0) != [Swap(recruit=False)]
+    primary.receive(Appended(5, 7, 59.9), 60.1)
+    assert Swap(recruit=False) not in primary.tick(61.0)
 
 
 def test_a_candidate_is_named_once_it_has_all_and_answers_wait_for_it_before() -> None:
@@ -126,7 +135,7 @@ def test_a_candidate_is_named_once_it_has_all_and_answers_wait_for_it_before() -
     assert primary.receive(Appended(5, 6, 1.2), 1.2) == []
     assert primary.receive(Appended(5, 8, 1.3), 1.3) == [Swap(recruit=True)]
     assert (primary.acked_seq, primary.replicates) == (8, False)
-    assert primary.swapped(True, 1.4) == [Seal(6, 1.4)]
+    assert primary.swapped(1.4) == [Seal(6, 1.4)]
     assert primary.replicates
 
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from cluster.keys import HASH_SPACE, USER, key_hash, place
 from serve.cli import SERVED_S_MIN
@@ -68,7 +68,9 @@ def stop_shard(onehop: Onehop, generator: random.Random) -> float:
     os.kill(victim.pid, signal.SIGSTOP)
     time.sleep(STOPPED_S)
     if victim in onehop.named(SHARD):
-        os.kill(victim.pid, signal.SIGCONT)
+        # The coordinator may have ended it meanwhile.
+        with suppress(ProcessLookupError):
+            os.kill(victim.pid, signal.SIGCONT)
     return time.monotonic()
 
 

@@ -13,9 +13,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from actors.layout import LayoutFile
+from actors.layout import Layout
 from actors.warm_start_actor import ImportStatus
-from cluster.config import Config
 from serve.cli import main, stoppable
 from tests.serve.test_status import STATS, owner
 
@@ -330,7 +329,9 @@ def test_up_refuses_another_host_without_keys_and_a_taken_port(run: Run, tmp_pat
 def test_up_refuses_another_number_of_shards_in_one_line_before_it_starts_anything(
     run: Run, tmp_path: Path
 ) -> None:
-    LayoutFile(Config(data_dir=str(tmp_path), shards=2)).save(5)
+    (tmp_path / "shards").mkdir()
+    layout = Layout(shards=2, ring_events_max=50, epoch=5)
+    (tmp_path / "shards" / "layout.json").write_bytes(msgspec.json.encode(layout))
     before = sorted(tmp_path.rglob("*"))
     code, _, told = run("up", "--port", "0", "--shards", "3", "--data-dir", str(tmp_path))
     assert code == 2

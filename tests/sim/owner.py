@@ -236,7 +236,7 @@ class Owner(Process):
         assert primary is not None
         epoch, copy_id = primary.epoch, self.copy.copy_id
         if self.world.rules.drops_by_itself and not recruits:
-            self.act(primary.swapped(True, self.now_s))
+            self.act(primary.swapped(self.now_s))
             return
 
         def make(claim: Claim) -> Claim:
@@ -250,7 +250,7 @@ class Owner(Process):
         except NotEntitled:
             primary.deposed()
         else:
-            self.act(primary.swapped(True, self.now_s))
+            self.act(primary.swapped(self.now_s))
             if not recruits:
                 self.backup_id = None
         self.flush()

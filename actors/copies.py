@@ -1,0 +1,126 @@
+"""Copies of shards' logs on this node's disk: `shards/<shard>/<copy>/`, a folder each.
+
+A folder holds a log, its snapshots and `copy.json`, which says what must be known before the log is
+read. Only the process that holds a folder's lock may touch what is in it.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from actors.recovery import lock_folder
+from actors.wal import fsync_folder
+from cluster.config import Config
+from cluster.errors import ConfigError, Unavailable
+
+STATE = "copy.json"
+
+
+class CopyState(msgspec.Struct, frozen=True):
+    """What a copy remembers beside its log.
+
+    sealed    the highest epoch that was let in; nothing of a lower one ever gets in
+    served    whether an owner has served from this copy: see `cluster.takeover.Takeover`
+    made_for  the epoch whose owner may recruit it; 0 = it is no candidate
+    """
+
+    sealed: int = 0
+    served: bool = False
+    made_for: int = 0
+
+
+class CopyFound(NamedTuple):
+    """A copy that lies on a node."""
+
+    shard_id: str
+    copy_id: str
+    made_for: int
+
+
+class CopyFolder:
+    """One copy on this node's disk."""
+
+    def __init__(self, config: Config, shard_id: str, copy_id: str) -> None:
+        self.shard_id = shard_id
+        self.copy_id = copy_id
+        self.path = config.data_path / "shards" / shard_id / copy_id
+        self._lock: int | None = None
+
+    @property
+    def exists(self) -> bool:
+        return (self.path / STATE).exists()
+
+    def create(self, state: CopyState) -> None:
+        """Make an empty copy, durably."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.save(state)
+        for folder in (self.path.parent, self.path.parent.parent):
+            fsync_folder(folder)
+
+    @property
+    def state(self) -> CopyState:
+        """Raises ConfigError if the file can't be read: then nobody knows what was sealed."""
+        path = self.path / STATE
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=CopyState)
+        except (OSError, msgspec.DecodeError) as error:
+            raise ConfigError(f"copy file {path}: {error}") from None
+
+    def save(self, state: CopyState) -> None:
+        """Durable when it returns. Raises OSError."""
+        write_durably(self.path / STATE, msgspec.json.encode(state))
+
+    def lock(self, wait_s: float) -> None:
+        """Hold the folder for this process. Raises Unavailable if another does, or it is gone."""
+        if not self.exists:
+            raise Unavailable(f"there is no copy {self.copy_id} of shard {self.shard_id} here")
+        self._lock = lock_folder(self.path, wait_s)
+
+    def unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def new_copy_id() -> str:
+    return "c" + secrets.token_hex(4)
+
+
+def copies_here(config: Config) -> list[CopyFound]:
+    """All copies in this node's data folder."""
+    found = []
+    for path in sorted((config.data_path / "shards").glob(f"*/*/{STATE}")):
+        folder = CopyFolder(config, path.parent.parent.name, path.parent.name)
+        found.append(CopyFound(folder.shard_id, folder.copy_id, folder.state.made_for))
+    return found
+
+
+def remove_copy(config: Config, shard_id: str, copy_id: str) -> None:
+    """Delete a copy that no claim names and none will. Nothing happens if a process holds it."""
+    folder = CopyFolder(config, shard_id, copy_id)
+    try:
+        folder.lock(0.0)
+    except Unavailable:
+        return
+    # Its state first: half a copy must not look like one.
+    (folder.path / STATE).unlink()
+    fsync_folder(folder.path)
+    shutil.rmtree(folder.path, ignore_errors=True)
+    folder.unlock()
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Replace a small file, whole or not at all. Raises OSError."""
+    temporary = path.with_suffix(".tmp")
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    fsync_folder(path.parent)

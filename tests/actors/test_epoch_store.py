@@ -1,0 +1,100 @@
+"""The table of claims on disk: compare-and-swap, refusal of other settings, older data folders."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from actors.copies import CopyFolder, CopyState, copies_here, remove_copy
+from actors.custody import Custody
+from actors.epoch_store import FileEpochStore, MemoryEpochStore, check_folder
+from actors.layout import Layout
+from cluster.config import Config
+from cluster.errors import ConfigError
+from cluster.keys import split_evenly
+from cluster.ownership import Copy, EpochStore, Table, claim_of, take_over
+from tests.actors.local_nodes import LocalNodes
+
+
+def table_of(shards: int) -> Table:
+    ranges = enumerate(split_evenly(shards))
+    return Table(tuple(claim_of(str(i), r, 1, Copy(f"c{i}")) for i, r in ranges), 50)
+
+
+@pytest.mark.parametrize("kind", ["file", "memory"])
+def test_of_many_swaps_of_one_version_one_is_done(tmp_path: Path, kind: str) -> None:
+    async def act() -> None:
+        config = Config(data_dir=str(tmp_path))
+        store: EpochStore = FileEpochStore(config) if kind == "file" else MemoryEpochStore()
+        assert await store.read() == (0, None)
+        table = table_of(2)
+        assert await store.swap(0, table)
+        for version in range(1, 5):
+            wanted = [
+                table.with_claim(take_over(table.claims[0], Copy("c0", f"n{i}"))) for i in range(8)
+            ]
+            done = await asyncio.gather(*(store.swap(version, one) for one in wanted))
+            assert sum(done) == 1
+            assert await store.read() == (version + 1, wanted[done.index(True)])
+            assert not await store.swap(version, table)
+
+    asyncio.run(act())
+
+
+def test_a_folder_keeps_its_shards_and_its_ring(tmp_path: Path) -> None:
+    config = Config(data_dir=str(tmp_path), shards=2, ring_events_max=50)
+    assert check_folder(config) is None
+    asyncio.run(FileEpochStore(config).swap(0, table_of(2)))
+    assert check_folder(config) == table_of(2)
+    for name, other in (("shards", 4), ("ring_events_max", 20)):
+        changed = msgspec.structs.replace(config, **{name: other})
+        with pytest.raises(ConfigError, match=f"{name} must stay .*, got {other};"):
+            check_folder(changed)
+    assert check_folder(Config(data_dir=str(tmp_path), shards=4, durability="memory")) is None
+
+
+def test_a_table_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    config = Config(data_dir=str(tmp_path))
+    asyncio.run(FileEpochStore(config).swap(0, table_of(2)))
+    (tmp_path / "shards" / "table.json").write_bytes(b"{")
+    with pytest.raises(ConfigError, match=r"table\.json"):
+        check_folder(config)
+
+
+def test_a_folder_from_before_there_were_claims_is_taken_over(tmp_path: Path) -> None:
+    nodes = LocalNodes(tmp_path, 1, Config(shards=2))
+    config = nodes.configs["n0"]
+    for shard in ("0", "1"):
+        folder = config.data_path / "shards" / shard
+        folder.mkdir(parents=True)
+        (folder / "wal-0000000000000001.log").write_bytes(shard.encode())
+    layout = config.data_path / "shards" / "layout.json"
+    layout.write_bytes(msgspec.json.encode(Layout(2, 50, 41)))
+
+    async def act() -> None:
+        custody = Custody(config, FileEpochStore(config), nodes)
+        table = await custody.open()
+        assert [claim.owner.copy_id for claim in table.claims] == ["c0", "c0"]
+        assert await custody.publish() > 41
+        place = await custody.place("1", 0)
+        path = nodes.folder("n0", place.copy_id, "1").path
+        assert (path / "wal-0000000000000001.log").read_bytes() == b"1"
+
+    asyncio.run(act())
+    assert [found.shard_id for found in copies_here(config)] == ["0", "1"]
+
+
+def test_a_copy_that_a_process_holds_is_not_removed(tmp_path: Path) -> None:
+    config = Config(data_dir=str(tmp_path))
+    folder = CopyFolder(config, "0", "c1")
+    folder.create(CopyState(made_for=3))
+    folder.lock(0.0)
+    remove_copy(config, "0", "c1")
+    assert [found.copy_id for found in copies_here(config)] == ["c1"]
+    folder.unlock()
+    remove_copy(config, "0", "c1")
+    assert not copies_here(config)
+    assert not folder.path.exists()
