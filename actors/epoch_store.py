@@ -1,7 +1,7 @@
 """Where the table of claims is kept, on one node: a file, changed under a lock.
 
-In a fleet something else keeps it that outlives every node; what is here then is how the shards
-reach it. A data folder that was made before there were claims is taken over as it is.
+In a fleet a Kubernetes Lease keeps it, which outlives every node (actors/lease_store.py). A data
+folder that was made before there were claims is taken over as it is.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import msgspec
 
 from actors.copies import CopyFolder, CopyState, write_durably
 from actors.layout import old_layout
+from actors.lease_store import in_cluster
 from cluster.config import Config
 from cluster.errors import ConfigError, Unavailable
 from cluster.keys import split_evenly
@@ -83,14 +84,16 @@ class MemoryEpochStore:
 
 
 def open_store(config: Config) -> EpochStore:
-    """The epoch store that the settings name."""
-    return MemoryEpochStore() if config.durability == "memory" else FileEpochStore(config)
+    """The epoch store that the settings name. Raises ConfigError if it can't be had here."""
+    if config.durability == "memory":
+        return MemoryEpochStore()
+    return in_cluster() if config.epoch_store == "lease" else FileEpochStore(config)
 
 
 def reached_directly(config: Config) -> bool:
     """Whether every node reaches the store by itself. A file is reached through the coordinator,
     on whose node it lies."""
-    return False
+    return config.epoch_store == "lease"
 
 
 def check_folder(config: Config) -> Table | None:

@@ -97,6 +97,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     archive_s: Annotated[float, Meta(gt=0, le=3600)] = 20.0
     """How often; so much may be missing there."""
 
+    epoch_store: Literal["file", "lease"] = "file"
+    """Who owns what is kept in a file of the coordinator's node, or in a Kubernetes Lease."""
+
     # What is remembered for how long.
     profile_ttl_s: Positive = 400 * 86400
     """A profile not seen for this long is forgotten."""

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from actors.epoch_store import open_store, reached_directly
 from actors.lease_store import LEASE, TABLE, TABLE_BYTES_MAX, VERSION, LeaseStore, in_cluster
+from cluster.config import Config
 from cluster.errors import ConfigError, Unavailable
 from cluster.keys import split_evenly
 from cluster.ownership import Copy, NotEntitled, Table, change, claim_of, take_over
@@ -251,3 +253,13 @@ def test_outside_of_a_pod_it_says_what_is_missing(tmp_path: Path):
     given = {"KUBERNETES_SERVICE_HOST": "a", "KUBERNETES_SERVICE_PORT": "1"}
     with pytest.raises(ConfigError, match="service account"):
         in_cluster(given, tmp_path)
+
+
+def test_the_settings_choose_the_lease_and_every_node_asks_it_by_itself(tmp_path: Path):
+    lease = Config(epoch_store="lease", data_dir=str(tmp_path))
+    assert reached_directly(lease)
+    assert not reached_directly(Config(data_dir=str(tmp_path)))
+    # This is no pod.
+    with pytest.raises(ConfigError, match="KUBERNETES_SERVICE_HOST"):
+        open_store(lease)
+    open_store(Config(epoch_store="lease", durability="memory"))

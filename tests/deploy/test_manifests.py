@@ -230,6 +230,7 @@ def test_a_fleet_has_room_for_its_shards_and_gateways():
     (settings,) = [m for m in of_kind("fleet", "ConfigMap") if m["metadata"]["name"] == "onehop"]
     config = tomllib.loads(settings["data"]["onehop.toml"])
     assert config["node_roles"] is True
+    assert config["epoch_store"] == "lease"
     (service,) = of_kind("fleet", "RayService")
     cluster = service["spec"]["rayClusterConfig"]
     assert cluster["autoscalerOptions"]["version"] == "v2"
