@@ -124,7 +124,11 @@ def _lift(made: Decision, action: str, spec: RankingSpec, reason: str, place: in
 def plan(tenant: Tenant, spec: RankingSpec, field: str) -> Plan:
     """Check a ranking. Raises RequestError naming the field; `field` is where the spec stands."""
     if spec.slots:
-        spec.num_results = len(spec.slots)
+        ids = [slot.id for slot in spec.slots]
+        if len(set(ids)) < len(ids):
+            # A reward names its slot.
+            raise RequestError(422, "slots must differ", f"{field}slots", repr(ids))
+        spec.num_results = len(ids)
     inner: Plan
     if spec.policy in ("default", "vector"):
         inner = plan_ranking(tenant, spec, field)

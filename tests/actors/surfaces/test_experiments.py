@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 
+import msgspec
 import numpy as np
 import pytest
 
 from actors.sequential import MINIMUM, Sample, compare
 from actors.surfaces.common import share_of
 from cluster.frames import Op
-from tests.actors.surfaces.shop import Shop, key_of
+from tests.actors.surfaces.shop import SERVER, Shop, key_of
 
 FLAG = {"variants": {"red": 1, "blue": 2}, "default": "red"}
 ASK = {"surface": "ui", "flagKey": "banner"}
@@ -140,3 +141,20 @@ def test_too_few_outcomes_say_nothing() -> None:
     assert result.p_value == 1.0
     assert result.effect == pytest.approx(1.0)
     assert compare(Sample(500, 0, 0), Sample(500, 0, 0), 0.05).p_value == 1.0
+
+
+def test_slots_are_named_and_hold_their_baseline_for_people_of_a_holdout() -> None:
+    shop = Shop()
+    slots = [{"id": "hero", "baselineAction": "p3"}, {"id": "side"}]
+    ask = {"surface": "content", "slots": slots, "actions": ["p1", "p2", "p3"]}
+    (made,) = shop.decide("ada", ask)
+    assert [slot["id"] for slot in made["slots"]] == ["hero", "side"]
+    assert [slot["rewardActionId"] for slot in made["slots"]] == [r["id"] for r in made["ranking"]]
+    shop.put("holdouts", "h", percent=50)
+    held = [shop.decide(f"u{i}", ask)[0] for i in range(40)]
+    firsts = {one["slots"][0]["rewardActionId"] for one in held if "holdout" in one}
+    assert firsts == {"p3"}
+    twice = ask | {"slots": [{"id": "a"}, {"id": "a"}]}
+    body = msgspec.json.encode({"userId": "ada", "decisions": [twice]})
+    status, problem = shop.shard.handle(Op.DECIDE, SERVER, body, 0)
+    assert (status, msgspec.json.decode(problem)["field"]) == (422, "decisions[0].slots")
