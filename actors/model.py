@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 
 from actors.context import SLOTS
 from actors.engine import base as bases
-from actors.engine import features, history
+from actors.engine import features, history, sums
 from actors.engine.base import Base
 from actors.engine.engine import EVENTS_MAX, Delta
 from actors.engine.history import History
-from actors.engine.stacker import Stacker, Sums
+from actors.engine.stacker import Stacker
+from actors.engine.sums import Sums
 from actors.treatment import belief, treatment
 from actors.wal import fsync_folder
 from cluster.errors import RequestError, Unavailable
@@ -60,17 +61,17 @@ class Model:
         treatments: Sequence[treatment.Delta] = (),
     ) -> None:
         """Merge deltas, counts by context, and outcomes of treatments; each must come once."""
-        merged, sums, context = self.history, self.sums, self.context
+        merged, learned, context = self.history, self.sums, self.context
         if deltas:
             parts = [merged, *(delta.history for delta in deltas)]
             merged = history.merge(parts, self._events_max)
         treated = treatment.merged(self.treatment, treatments)
         for delta in deltas:
-            sums = sums.plus(delta.sums)
+            learned = learned.plus(delta.sums)
         for counts in contexts:
             context = context + counts
         # All at the end, so that who fails half-way may try again.
-        self.history, self.sums, self.context, self.treatment = merged, sums, context, treated
+        self.history, self.sums, self.context, self.treatment = merged, learned, context, treated
         self.number += 1
 
     def base(self, items_n: int) -> Base:
@@ -88,18 +89,19 @@ class Model:
 
     @classmethod
     def from_bytes(cls, data: bytes, events_max: int = EVENTS_MAX) -> Model:
-        """The inverse of `to_bytes`. Raises ValueError or KeyError if it is none."""
+        """The inverse of `to_bytes`; reads what the first release wrote too.
+
+        Raises ValueError or KeyError if it is none.
+        """
         model = cls(events_max)
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             model.history = History(*(arrays[name] for name in History._fields))
-            model.sums = Sums(*(arrays[name] for name in Sums._fields))
+            model.sums = sums.read(arrays, model.sums)
             model.number = int(arrays["number"])
             model.context = arrays["context"]
             # A release before treatments were learned wrote none.
             if "treatment" in arrays:
                 model.treatment[arrays["treatment_slots"]] = arrays["treatment"]
-        if model.sums.precision.shape != Stacker(features.PRIOR).sums().precision.shape:
-            raise ValueError("the model has other features or surfaces than this engine")
         return model
 
 

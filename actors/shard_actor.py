@@ -32,7 +32,7 @@ from actors.endpoint import Endpoint
 from actors.engine import history
 from actors.engine.base import Base
 from actors.engine.shared import shared
-from actors.engine.stacker import Sums
+from actors.engine.sums import Sums
 from actors.model import Taken
 from actors.owner import Owned, Surroundings, take_ownership
 from actors.principals import Principals

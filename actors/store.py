@@ -352,11 +352,6 @@ class ProfileStore:
         start = int(self.rows["blob_at"][row])
         return self.floats[start : start + int(self.rows["vector_d"][row])]
 
-    def set_vector(self, row: int, vector: NDArray[np.float32]) -> None:
-        """Replace the vector, float32 [d]."""
-        content = np.ascontiguousarray(vector, np.float32).view(np.uint32)
-        self._set_section(row, profile_kernels.VECTOR, content)
-
     def traits(self, row: int) -> bytes:
         """The free traits as they were set; b"" if there are none."""
         entry = self.rows[row]

@@ -172,6 +172,92 @@ def _collect(
 ) -> Any:
     n[0] = 0
     k.add_own(recent, length, of, items, evidence, n)
+    add_transitions(
+        recent,
+        length,
+        row,
+        after_at,
+        after_items,
+        after_weights,
+        after_direct,
+        after_totals,
+        before_at,
+        before_items,
+        before_weights,
+        before_direct,
+        before_totals,
+        log,
+        state,
+        newest,
+        walked,
+        walked_weights,
+        of,
+        items,
+        evidence,
+        n,
+    )
+    k.add_neighbours(
+        recent,
+        length,
+        starts,
+        history,
+        postings_at,
+        postings,
+        similarity,
+        common,
+        near,
+        of,
+        items,
+        evidence,
+        n,
+    )
+    k.add_pair(
+        recent,
+        length,
+        starts,
+        history,
+        postings_at,
+        postings,
+        of,
+        items,
+        evidence,
+        n,
+    )
+    add_anyones(popular, items_n, of, items, evidence, n)
+    found = n[0]
+    for a in range(wanted.shape[0]):
+        k.add_candidate(wanted[a], of, items, evidence, n)
+    k.add_liked(recent, length, attributes, items, evidence, n)
+    to_features(evidence, items, n[0], counts, recent_counts, sums)
+    return found
+
+
+@njit(cache=True, nogil=True)
+def add_transitions(
+    recent: Any,
+    length: Any,
+    row: Any,
+    after_at: Any,
+    after_items: Any,
+    after_weights: Any,
+    after_direct: Any,
+    after_totals: Any,
+    before_at: Any,
+    before_items: Any,
+    before_weights: Any,
+    before_direct: Any,
+    before_totals: Any,
+    log: Any,
+    state: Any,
+    newest: Any,
+    walked: Any,
+    walked_weights: Any,
+    of: Any,
+    items: Any,
+    evidence: Any,
+    n: Any,
+) -> None:
+    """What followed the person's recent items, and what stood before the last of them."""
     mass = np.float32(0.0)
     mass_short = np.float32(0.0)
     for j in range(length):
@@ -222,33 +308,11 @@ def _collect(
                 evidence,
                 n,
             )
-    k.add_neighbours(
-        recent,
-        length,
-        starts,
-        history,
-        postings_at,
-        postings,
-        similarity,
-        common,
-        near,
-        of,
-        items,
-        evidence,
-        n,
-    )
-    k.add_pair(
-        recent,
-        length,
-        starts,
-        history,
-        postings_at,
-        postings,
-        of,
-        items,
-        evidence,
-        n,
-    )
+
+
+@njit(cache=True, nogil=True)
+def add_anyones(popular: Any, items_n: Any, of: Any, items: Any, evidence: Any, n: Any) -> None:
+    """Candidates for everybody: the popular items and the newest of the catalogue."""
     for a in range(popular.shape[0]):
         k.add_candidate(popular[a], of, items, evidence, n)
     for item in range(max(items_n - FRESH_MAX, 0), items_n):
@@ -258,9 +322,3 @@ def _collect(
         if n[0] >= POPULAR_MAX:
             break
         k.add_candidate(item, of, items, evidence, n)
-    found = n[0]
-    for a in range(wanted.shape[0]):
-        k.add_candidate(wanted[a], of, items, evidence, n)
-    k.add_liked(recent, length, attributes, items, evidence, n)
-    to_features(evidence, items, n[0], counts, recent_counts, sums)
-    return found

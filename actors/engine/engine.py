@@ -18,9 +18,11 @@ from actors.engine.base import Base
 from actors.engine.build import Build
 from actors.engine.candidates import Candidates, Live
 from actors.engine.history import History
+from actors.engine.imports import Imports
 from actors.engine.interface import Items, People, Ranking
 from actors.engine.shown import Shown
-from actors.engine.stacker import EVERYWHERE, Stacker, Sums
+from actors.engine.stacker import Stacker
+from actors.engine.sums import EVERYWHERE, Sums
 
 LOG_EVENTS = 1 << 18
 """Events that the log holds; at half of it decisions wait for a new base."""
@@ -78,11 +80,7 @@ class NextAction:
         self._gap_s = session_gap_s
         self._base = bases.build(history.empty(), 0)
         self._name = "0"
-        self._pending: list[tuning.Stream] = []
-        # Batches that are in the base here, but in no delta yet.
-        self._untaken: list[History] = []
-        self._untuned: tuple[History, tuning.Stream] | None = None
-        self._tuned: Sums | None = None
+        self._imports = Imports(self._keys, session_gap_s, events_max)
         # Zeroed memory costs nothing until it is touched.
         self._live = Live(
             delta.new_log(LOG_EVENTS),
@@ -139,7 +137,7 @@ class NextAction:
         times_s: NDArray[np.uint32],
     ) -> None:
         if len(rows):
-            self._pending.append(tuning.Stream(rows.copy(), items.copy(), times_s.copy()))
+            self._imports.add(tuning.Stream(rows.copy(), items.copy(), times_s.copy()))
 
     def _teach(self, row: int, item: int) -> None:
         """Let the stacker learn that `item` was the next action of the person at `row`."""
@@ -315,36 +313,11 @@ class NextAction:
     def _new_build(self) -> Build:
         """A build of all that was learned up to now; `learn_batch` events are now its own."""
         self._adopt_tuning()
-        parts = [self._base.history]
-        if self._pending:
-            stream = self._pending_stream()
-            parts.append(self._sequences(stream))
-            self._untaken.append(parts[-1])
-            self._untuned = (self._base.history, stream)
+        parts = [self._base.history, *self._imports.enter(self._base.history)]
         included, stop = int(self._state[delta.INCLUDED]), int(self._state[delta.NEXT])
         parts.append(delta.events(self._live.log, included, stop))
         half_life_s = self.stacker.sums().half_life_s
         return Build(parts, self._events_max, self._items.n, stop, half_life_s)
-
-    def _pending_stream(self) -> tuning.Stream:
-        """All that `learn_batch` brought since this was last asked; there must be something."""
-        columns = zip(*self._pending, strict=True)
-        self._pending = []
-        return tuning.Stream(*(np.concatenate(column) for column in columns))
-
-    def _sequences(self, stream: tuning.Stream) -> History:
-        people = int(stream.rows.max()) + 1
-        return History(
-            *history.sequences_of(
-                stream.rows,
-                self._keys,
-                stream.items,
-                stream.times,
-                self._gap_s,
-                np.full(people, -1, np.int64),
-                np.zeros(people, np.uint32),
-            )
-        )
 
     def tune(self) -> None:
         """Learn the stacker's weights on the tail of what `learn_batch` brought, then free it.
@@ -352,24 +325,13 @@ class NextAction:
         How fast counts should fade is tried there too, and heeded by the next base. It takes as
         long as six times `consolidate` and a second, and may run in another thread meanwhile.
         """
-        if self._untuned is None:
-            return
-        known, stream = self._untuned
-        self._untuned = None
-        start = tuning.tail_start(len(stream.rows))
-        if start == 0:
-            return
-        # The base must end where the tail starts, or the answers would be known beforehand.
-        merged = history.merge([known, self._sequences(stream.head(start))], self._events_max)
-        stacker, sums = Stacker(features.PRIOR), self.stacker.sums()
-        stacker.install(sums)
-        tuning.tune(stacker, merged, stream, start, self._items.attribute_ids, self._items.n)
-        self._tuned = stacker.sums().minus(sums)
+        items = self._items
+        self._imports.tune(self.stacker.sums(), items.attribute_ids, items.n)
 
     def _adopt_tuning(self) -> None:
         """Take over what `tune` learned in another thread, between two calls of this one."""
-        if self._tuned is not None:
-            change, self._tuned = self._tuned, None
+        change = self._imports.tuned()
+        if change is not None:
             # What live events taught meanwhile stays.
             self.stacker.install(self.stacker.sums().plus(change))
 
@@ -396,12 +358,7 @@ class NextAction:
         self._adopt_tuning()
         first = int(self._state[delta.TAKEN])
         stop = int(self._state[delta.NEXT])
-        parts = self._untaken
-        self._untaken = []
-        if self._pending:
-            stream = self._pending_stream()
-            parts.append(self._sequences(stream))
-            self._untuned = (self._base.history, stream)
+        parts = self._imports.take(self._base.history)
         parts.append(delta.events(self._live.log, first, stop))
         sums = self.stacker.sums()
         change = sums.minus(self._taken_sums)
@@ -432,24 +389,10 @@ class NextAction:
         self._set_base(base, max(position, int(self._state[delta.NEXT]) - LOG_EVENTS))
         self._name = name
 
-    def save(self) -> dict[str, NDArray[np.generic]]:
-        """The learned state as named arrays; consolidates first. `restore` is its inverse."""
-        self.consolidate()
-        return {**self._base.history._asdict(), **self.stacker.sums()._asdict()}
-
-    def restore(self, arrays: dict[str, NDArray[np.generic]]) -> None:
-        """Replace the learned state by what `save` returned."""
-        stored = History(*(arrays[name] for name in History._fields))  # type: ignore[arg-type]
-        sums = Sums(*(arrays[name] for name in Sums._fields))  # type: ignore[arg-type]
-        self.stacker.install(sums)
-        self._set_base(bases.build(stored, self._items.n), int(self._state[delta.NEXT]))
-        self._name = f"restored-{len(stored.items)}"
-
     def forget(self, row: int) -> None:
         """The person at `row` is gone: what comes next in that row is another's."""
         self._last[row] = 0
 
     def bytes_used(self) -> int:
         touched = min(int(self._state[delta.NEXT]), LOG_EVENTS) * delta.LOG_COLUMNS * 8
-        pending = sum(column.nbytes for stream in self._pending for column in stream)
-        return self._base.bytes_used + pending + touched + self._items.n * 21
+        return self._base.bytes_used + self._imports.bytes_used + touched + self._items.n * 21

@@ -13,20 +13,16 @@ of Ibrahim and Chen 2000): without lessons of its own it weighs as all of them t
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from actors.engine.sums import BELIEFS, EVERYWHERE, HALF_LIVES_S, LENGTHS, Sums
+
 FORGET_AFTER = 50_000.0
 """Lessons after which older ones fade."""
-LENGTHS = 8
-"""Buckets of the number of recent items, for how often the next item is no candidate."""
-EVERYWHERE = 0
-"""The belief over all surfaces."""
-SURFACES = {"content": 1, "product": 2}
-BELIEFS = 1 + len(SURFACES)
 SHARED_LESSONS = 200.0
 """What all surfaces learned together counts for a single one like so many of its own lessons."""
 SHARP_LENGTH_MAX = 20
@@ -34,47 +30,7 @@ SHARP_LENGTH_MAX = 20
 SHARP_STRENGTH = 20.0
 SHARP_MAX = 1.5
 """Bound of the logarithm of sharpness."""
-DAY_S = 86400.0
-HALF_LIVES_S = (math.inf, 90 * DAY_S, 30 * DAY_S, 10 * DAY_S, 3 * DAY_S)
-"""Half-lives of counts that are tried, the first none at all..."""
-AGE_EVIDENCE = 5.0
-"""...of which the longest is taken that is so many nats near the best: chance is no reason."""
 _MISSED = np.array([2.0, 0.5])
-
-
-class Sums(NamedTuple):
-    """What a stacker knows, in a form that adds up. The first axis is the belief.
-
-    precision          float64 [BELIEFS, features, features]
-    information        float64 [BELIEFS, features], precision times weights
-    missed             float64 [BELIEFS, LENGTHS, 2], per bucket: lessons, and those whose item was
-                       no candidate
-    sharp_precision    float64 [BELIEFS, 2, 2], of the two parameters of sharpness
-    sharp_information  float64 [BELIEFS, 2]
-    ages               float64 [len(HALF_LIVES_S)], no belief: log-likelihood of what came next
-                       with each half-life of the counts, above that with the first
-    """
-
-    precision: NDArray[np.float64]
-    information: NDArray[np.float64]
-    missed: NDArray[np.float64]
-    sharp_precision: NDArray[np.float64]
-    sharp_information: NDArray[np.float64]
-    ages: NDArray[np.float64]
-
-    def plus(self, other: Sums) -> Sums:
-        """The sum of both."""
-        return Sums(*(a + b for a, b in zip(self, other, strict=True)))
-
-    def minus(self, other: Sums) -> Sums:
-        """What has to be added to `other` to get this."""
-        return Sums(*(a - b for a, b in zip(self, other, strict=True)))
-
-    @property
-    def half_life_s(self) -> float:
-        """After which time counts should count half, as far as is known."""
-        near_best = self.ages >= self.ages.max() - AGE_EVIDENCE
-        return HALF_LIVES_S[int(np.argmax(near_best))]
 
 
 class Stacker:

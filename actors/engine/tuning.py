@@ -18,7 +18,8 @@ from actors.engine import delta, features, kernels
 from actors.engine.base import Base
 from actors.engine.candidates import Candidates, Live
 from actors.engine.history import History
-from actors.engine.stacker import HALF_LIVES_S, Stacker
+from actors.engine.stacker import Stacker
+from actors.engine.sums import HALF_LIVES_S
 
 TAIL_SHARE = 10
 """The last 1/10 of a stream is its tail..."""

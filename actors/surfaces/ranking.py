@@ -27,7 +27,7 @@ from actors.decisions import (
 )
 from actors.engine.features import FEATURE_NAMES
 from actors.engine.interface import Ranking
-from actors.engine.stacker import SURFACES
+from actors.engine.sums import SURFACES
 from actors.rules import Filling, Rules, check_rules
 from actors.store import StoredEvent
 from actors.surfaces.choosing import plan_choice

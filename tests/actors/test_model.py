@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import io
 import random
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 from actors.catalogue import Catalogue
 from actors.context import ContextCounts, codes_of
 from actors.engine.engine import NextAction
-from actors.engine.stacker import Sums
+from actors.engine.sums import BELIEFS, Sums
 from actors.model import VERSIONS_KEPT, Merger, Model, Taken, Versions
 from actors.store import ProfileStore
 from actors.treatment import belief
@@ -229,6 +231,47 @@ def test_a_model_survives_its_file() -> None:
     for field in ("history", "sums"):
         for ours, theirs in zip(getattr(model, field), getattr(again, field), strict=True):
             assert np.array_equal(ours, theirs)
+
+
+def test_a_model_of_the_first_release_is_read_and_served(tmp_path: Path) -> None:
+    """model_1.npz.gz was written by the code of that release: 50 people, 300 events, 25 lessons."""
+    written = gzip.decompress((Path(__file__).parent / "model_1.npz.gz").read_bytes())
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "m41.npz").write_bytes(written)
+    with np.load(io.BytesIO(written)) as arrays:
+        weights = np.linalg.solve(arrays["precision"], arrays["information"])
+        missed = arrays["missed"][3, 1] / arrays["missed"][3, 0]
+        items, context = arrays["items"], arrays["context"]
+
+    async def act() -> None:
+        shards = [Shard(0)]
+        merger = new_merger(shards, tmp_path)
+        await merger.merge()
+        engine = shards[0].engine
+        assert engine.version == "m41+0"
+        assert engine._live.counts[:ITEMS].tolist() == np.bincount(items, None, ITEMS).tolist()
+        assert np.array_equal(shards[0].context._table, context)
+        for surface in range(BELIEFS):
+            assert engine.stacker.weights[surface] == pytest.approx(weights, abs=1e-5)
+            assert engine.stacker.missed_share(3, surface) == pytest.approx(missed)
+            assert engine.stacker.sharpness(3, surface) == 1.0
+        visit(shards[0], random.Random(9), 100)
+        await merger.merge()
+        merger.save()
+        newest = Versions(tmp_path / "t").newest()
+        assert newest is not None
+        assert newest.sums.precision.ndim == 3
+        assert len(newest.history.items) == 400
+
+    asyncio.run(act())
+
+
+@pytest.mark.parametrize("name", ["information", "ages"])
+def test_a_model_with_sums_of_a_shape_that_no_release_wrote_is_refused(name: str) -> None:
+    model = Model()
+    model.sums = model.sums._replace(**{name: np.zeros(7)})
+    with pytest.raises(ValueError, match=rf"{name} has shape \(7,\)"):
+        Model.from_bytes(model.to_bytes())
 
 
 def test_one_shards_failure_costs_nothing_that_the_others_gave(

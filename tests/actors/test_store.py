@@ -12,6 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from actors.profile_kernels import VECTOR
 from actors.store import ProfileStore, StoredEvent
 from cluster.errors import StoreFull
 
@@ -84,7 +85,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(person=st.integers(0, 40), d=st.integers(0, 40))
     def embed(self, person: int, d: int) -> None:
         row, model = self.profile(person)
-        self.store.set_vector(row, np.arange(d, dtype=np.float32))
+        self.store._set_section(row, VECTOR, np.arange(d, dtype=np.float32).view(np.uint32))
         model["vector"] = list(range(d))
 
     @rule(person=st.integers(0, 40))

@@ -1,6 +1,7 @@
 """How good the engine's answers are, and what they cost: the code that serves is measured.
 
-    python -m tests.bench.quality PATH... [--json F] [--online] [--compare] [--ablate] [--cases N]
+    python -m tests.bench.quality PATH... [--json F] [--cases N]
+                                  [--online] [--compare] [--ablate] [--components]
 
 Latencies are of one decision over the whole catalogue: p50_us and p99_us its scoring by the wall
 clock, cpu_us_* all of it, JSON in to JSON out, by the thread's CPU clock, which does not see what
@@ -34,6 +35,7 @@ from cluster.frames import Op
 from cluster.keys import HASH_SPACE, KeyRange
 from tests.bench.harness import Row, report, table
 from tests.bench.quality_baselines import baselines, rank_of
+from tests.bench.quality_components import components
 from tests.bench.quality_data import STEP_S, TIME_MAX_S, Case, Data, read
 
 SEED = 7
@@ -310,6 +312,13 @@ def ablate(data: Data, cases_max: int) -> list[Row]:
     return rows
 
 
+def latencies(data: Data, cases_max: int) -> list[Row]:
+    """One row per component: what it costs in a decision, by its kernels."""
+    sessions = chosen_sessions(data, cases_max)
+    histories = [case.history for _, cases in sessions for case in cases]
+    return components(data.name, Subject(data).engine, histories)
+
+
 def tidy(row: Row) -> Row:
     """The row with as many digits as say something."""
     digits = {
@@ -336,6 +345,7 @@ def main() -> None:
     parser.add_argument("--online", action="store_true", help="learn each finished test session")
     parser.add_argument("--compare", action="store_true", help="also run published baselines")
     parser.add_argument("--ablate", action="store_true", help="also leave out each component")
+    parser.add_argument("--components", action="store_true", help="also time each component")
     parser.add_argument("--cases", type=int, default=0, help="about so many test cases; 0 = all")
     options = parser.parse_args()
     rows: list[Row] = []
@@ -348,6 +358,8 @@ def main() -> None:
             rows += compare(data, options.cases)
         if options.ablate:
             rows += ablate(data, options.cases)
+        if options.components:
+            rows += latencies(data, options.cases)
         print(table([tidy(row) for row in rows]), flush=True)
     report("quality", SEED, [tidy(row) for row in rows], {}, PACKAGES, options.json)
 

@@ -4,6 +4,14 @@ import numpy as np
 
 from actors import profile_kernels
 from actors import store_kernels as k
+from actors.engine.engine import NextAction
+from actors.engine.history import History
+
+
+def history_of(engine: NextAction) -> History:
+    """All that the engine has learned of sequences, once it is consolidated."""
+    engine.consolidate()
+    return engine._base.history
 
 
 class FakePeople:

@@ -10,7 +10,7 @@ from actors.engine.base import Base
 from actors.engine.engine import Delta, NextAction
 from actors.engine.history import History
 from actors.model import Model
-from tests.actors.engine.fakes import FakeItems, FakePeople
+from tests.actors.engine.fakes import FakeItems, FakePeople, history_of
 
 NONE = np.zeros(0, np.int32)
 ITEMS = 30
@@ -56,9 +56,9 @@ def test_merged_shards_equal_one_that_saw_everything():
         for number, learner in enumerate(shards):
             base = model.base(ITEMS)
             learner.install(base, model.sums, model.name, deltas[number].number)
-    wanted = one.save()
+    wanted = history_of(one)
     for name in HISTORY:
-        assert getattr(model.history, name).tolist() == wanted[name].tolist(), (seed, name)
+        assert getattr(model.history, name).tolist() == getattr(wanted, name).tolist(), (seed, name)
     # Each stacker met its lessons with other weights: test_stacker says how far that carries.
     for learner in shards:
         learner.stacker.install(one.stacker.sums())
@@ -233,25 +233,12 @@ def test_a_new_base_is_built_in_the_background():
     assert learner.version.startswith("local-1")
 
 
-def test_saved_and_restored_models_answer_alike():
-    people = FakePeople(PEOPLE)
-    learner = shard(people)
-    learn(learner, people, stream(28, 600))
-    other = shard(people)
-    other.restore(learner.save())
-    for row in range(PEOPLE):
-        one = learner.rank(row, None, 10, 10**6, NONE, False)
-        two = other.rank(row, None, 10, 10**6, NONE, False)
-        assert one.items.tolist() == two.items.tolist()
-        assert one.scores == pytest.approx(two.scores, abs=1e-4)
-
-
 def test_history_keeps_the_newest_sequences_within_its_bound():
     people = FakePeople(PEOPLE)
     learner = NextAction(
         people, FakeItems(ITEMS), items_max=ITEMS, profiles_max=PEOPLE, events_max=100
     )
     learn(learner, people, stream(29, 600))
-    kept = learner.save()
-    assert len(kept["items"]) <= 100
-    assert kept["times"].min() > 1000 + 100
+    kept = history_of(learner)
+    assert len(kept.items) <= 100
+    assert kept.times.min() > 1000 + 100

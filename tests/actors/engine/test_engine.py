@@ -7,7 +7,7 @@ from actors.engine import engine as engine_module
 from actors.engine import features
 from actors.engine.engine import NextAction
 from actors.engine.vector import VectorPolicy
-from tests.actors.engine.fakes import FakeItems, FakePeople
+from tests.actors.engine.fakes import FakeItems, FakePeople, history_of
 
 NONE = np.zeros(0, np.int32)
 
@@ -59,10 +59,10 @@ def test_a_batch_leaves_the_history_that_single_events_leave():
     for row, item, time in zip(rows.tolist(), items.tolist(), times.tolist(), strict=True):
         single.learn(row, item, 0, 0.0, time)
     batched.learn_batch(rows, items, np.zeros(300, np.uint8), np.zeros(300, np.float32), times)
-    one, other = single.save(), batched.save()
-    assert len(one["uids"]) > 40, "pauses have split some people's events"
+    one, other = history_of(single), history_of(batched)
+    assert len(one.uids) > 40, "pauses have split some people's events"
     for name in ("uids", "times", "starts", "items"):
-        assert one[name].tolist() == other[name].tolist(), name
+        assert getattr(one, name).tolist() == getattr(other, name).tolist(), name
 
 
 def test_contributions_add_up_to_the_score():
@@ -176,8 +176,9 @@ def test_the_log_may_wrap_and_still_links_only_what_it_holds(monkeypatch):
     rng = np.random.default_rng(12)
     for turn in range(40):
         feed(learner, people, turn % 40, rng.integers(0, 20, 40).tolist())
-    kept = learner.save()
-    assert len(kept["items"]) == 1600, "decisions wait for a base before the log loses events"
+    assert len(history_of(learner).items) == 1600, (
+        "decisions wait for a base before the log loses events"
+    )
 
 
 def test_no_action_is_as_likely_as_sessions_of_that_length_ended():

@@ -9,7 +9,8 @@ import pytest
 from actors.engine import base as bases
 from actors.engine.engine import NextAction
 from actors.engine.history import History
-from actors.engine.stacker import DAY_S, HALF_LIVES_S, Stacker
+from actors.engine.stacker import Stacker
+from actors.engine.sums import DAY_S, HALF_LIVES_S
 from actors.model import Model
 from tests.actors.engine.fakes import FakeItems, FakePeople
 

@@ -5,7 +5,8 @@ import pytest
 
 from actors.engine.engine import NextAction
 from actors.engine.shown import Shown
-from actors.engine.stacker import EVERYWHERE, SURFACES, Stacker
+from actors.engine.stacker import Stacker
+from actors.engine.sums import EVERYWHERE, SURFACES
 from tests.actors.engine.fakes import FakeItems, FakePeople
 
 CONTENT, PRODUCT = SURFACES["content"], SURFACES["product"]
