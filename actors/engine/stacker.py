@@ -19,7 +19,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from actors.engine.sums import BELIEFS, EVERYWHERE, HALF_LIVES_S, LENGTHS, Sums
+from actors.engine import calibration
+from actors.engine.sums import BELIEFS, EVERYWHERE, HALF_LIVES_S, LENGTHS, LIVE, SLICES, Sums
 
 FORGET_AFTER = 50_000.0
 """Lessons after which older ones fade."""
@@ -48,21 +49,21 @@ class Stacker:
             np.zeros((BELIEFS, features, features)),
             np.zeros((BELIEFS, features)),
             np.zeros((BELIEFS, LENGTHS, 2)),
-            np.zeros((BELIEFS, 2, 2)),
-            np.zeros((BELIEFS, 2)),
+            np.zeros((BELIEFS, 1 + SLICES, 2, 2)),
+            np.zeros((BELIEFS, 1 + SLICES, 2)),
             np.zeros(len(HALF_LIVES_S)),
         )
         known = self._known
         known.precision[EVERYWHERE] = np.eye(features) * strength
         known.information[EVERYWHERE] = prior * strength
         known.missed[EVERYWHERE] = _MISSED
-        known.sharp_precision[EVERYWHERE] = np.eye(2) * SHARP_STRENGTH
         self.weights: NDArray[np.float32] = np.zeros((BELIEFS, features), np.float32)
         self.weights_of = list(self.weights)
         self._sharp: NDArray[np.float64] = np.zeros((BELIEFS, 2))
         self._sharpness: list[list[float]] = [[] for _ in range(BELIEFS)]
         self._missed: list[list[float]] = [[] for _ in range(BELIEFS)]
         self.samples = 0
+        self._look_back()
         self._believe()
 
     def observe(
@@ -72,15 +73,17 @@ class Stacker:
         chosen: int,
         length: int,
         surface: int = EVERYWHERE,
+        part: int = LIVE,
     ) -> None:
         """Learn that candidate `chosen` (-1: none of them) was the next action.
 
         features  float32 [features, >= n], column c belongs to candidate c
         length    how many recent items the candidates came from
         surface   where the person had been shown the item; EVERYWHERE if on none
+        part      LIVE, or 1 + the slice of a tail: heeded for sharpness once it is installed
         """
         for belief in {EVERYWHERE, surface}:
-            self._teach(belief, features, n, chosen, length)
+            self._teach(belief, features, n, chosen, length, part)
         if chosen >= 0:
             self.samples += 1
         self._believe()
@@ -97,7 +100,13 @@ class Stacker:
         )
 
     def _teach(
-        self, belief: int, features: NDArray[np.float32], n: int, chosen: int, length: int
+        self,
+        belief: int,
+        features: NDArray[np.float32],
+        n: int,
+        chosen: int,
+        length: int,
+        part: int,
     ) -> None:
         known = self._known
         bucket = min(length, LENGTHS - 1)
@@ -116,8 +125,8 @@ class Stacker:
             _sharp_features(length),
             self._sharp[belief],
             share,
-            known.sharp_precision[belief],
-            known.sharp_information[belief],
+            known.sharp_precision[belief, part],
+            known.sharp_information[belief, part],
         )
 
     def _believe(self) -> None:
@@ -132,15 +141,40 @@ class Stacker:
                 self._sharpness[belief] = self._sharpness[EVERYWHERE]
                 self._missed[belief] = self._missed[EVERYWHERE]
                 continue
-            sums: list[Any] = [part[belief] for part in known[:-1]]
+            sums = self._own(belief)
             if belief != EVERYWHERE:
-                prior = (part[EVERYWHERE] for part in known[:-1])
+                prior = self._own(EVERYWHERE)
                 sums = [own + shared * part for own, part in zip(sums, prior, strict=True)]
             precision, information, missed, sharp_precision, sharp_information = sums
             self.weights[belief] = solved(precision, information)
             self._sharp[belief] = solved(sharp_precision, sharp_information)
             self._sharpness[belief] = _sharpness(self._sharp[belief])
             self._missed[belief] = (missed[:, 1] / missed[:, 0]).tolist()
+
+    def _own(self, belief: int) -> list[Any]:
+        """The sums of one belief, its prior for sharpness included."""
+        known = self._known
+        sharp_precision = known.sharp_precision[belief, LIVE]
+        sharp_information = known.sharp_information[belief, LIVE]
+        if belief == EVERYWHERE:
+            mean, precision = self._past
+            sharp_precision = sharp_precision + np.diag(precision)
+            sharp_information = sharp_information + precision * mean
+        return [
+            known.precision[belief],
+            known.information[belief],
+            known.missed[belief],
+            sharp_precision,
+            sharp_information,
+        ]
+
+    def _look_back(self) -> None:
+        """What the tails of imports say of sharpness; too long a thought for every lesson."""
+        self._past = calibration.at_distance_zero(
+            self._known.sharp_precision[EVERYWHERE, 1:],
+            self._known.sharp_information[EVERYWHERE, 1:],
+            SHARP_STRENGTH,
+        )
 
     def silence(self, feature: int) -> None:
         """Hold a feature's weight at 0 from now on, to see what it was worth."""
@@ -170,6 +204,7 @@ class Stacker:
         """Replace what was learned."""
         for part, new in zip(self._known, sums, strict=True):
             part[:] = new
+        self._look_back()
         self._believe()
 
 

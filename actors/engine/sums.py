@@ -15,6 +15,9 @@ EVERYWHERE = 0
 """The belief over all surfaces."""
 SURFACES = {"content": 1, "product": 2}
 BELIEFS = 1 + len(SURFACES)
+LIVE = 0
+SLICES = 8
+"""Parts of the tail of an import, in order of time, of which sharpness is learned one by one."""
 DAY_S = 86400.0
 HALF_LIVES_S = (math.inf, 90 * DAY_S, 30 * DAY_S, 10 * DAY_S, 3 * DAY_S)
 """Half-lives of counts that are tried, the first none at all..."""
@@ -31,8 +34,9 @@ class Sums(NamedTuple):
     information        float64 [BELIEFS, features], precision times weights
     missed             float64 [BELIEFS, LENGTHS, 2], per bucket: lessons, and those whose item was
                        no candidate
-    sharp_precision    float64 [BELIEFS, 2, 2], of the two parameters of sharpness
-    sharp_information  float64 [BELIEFS, 2]
+    sharp_precision    float64 [BELIEFS, 1 + SLICES, 2, 2], of the two parameters of sharpness: what
+                       live lessons say, and each slice of a tail, the further from its base
+    sharp_information  float64 [BELIEFS, 1 + SLICES, 2]
     ages               float64 [len(HALF_LIVES_S)], no belief: log-likelihood of what came next
                        with each half-life of the counts, above that with the first
     """

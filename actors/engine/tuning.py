@@ -19,7 +19,7 @@ from actors.engine.base import Base
 from actors.engine.candidates import Candidates, Live
 from actors.engine.history import History
 from actors.engine.stacker import Stacker
-from actors.engine.sums import HALF_LIVES_S
+from actors.engine.sums import HALF_LIVES_S, SLICES
 
 TAIL_SHARE = 10
 """The last 1/10 of a stream is its tail..."""
@@ -114,8 +114,9 @@ def tune(
     lessons = Lessons(stream, back, picks)
     _try_ages(stacker, known, lessons.few(AGE_SAMPLES_MAX), attributes, items_n)
     base = bases.build(known, items_n, stacker.sums().half_life_s)
-    for lesson in _Pupil(base, attributes, items_n).each(lessons.few(SAMPLES_MAX)):
-        stacker.observe(*lesson)
+    chosen = lessons.few(SAMPLES_MAX)
+    for i, lesson in enumerate(_Pupil(base, attributes, items_n).each(chosen)):
+        stacker.observe(*lesson, part=1 + i * SLICES // len(chosen.picks))
 
 
 def _try_ages(
