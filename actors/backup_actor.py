@@ -27,7 +27,7 @@ LOG = logging.getLogger("onehop.actors")
 NAMESPACE = "onehop"
 COORDINATOR = "onehop-coordinator"
 CALL_S = 5.0
-START_S = 20.0
+START_S = 60.0
 PING_S = 1.0
 Result = TypeVar("Result")
 
