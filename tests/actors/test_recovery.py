@@ -43,6 +43,9 @@ class ListJournal:
     """A journal that keeps its records in memory, for a shard without a disk."""
 
     has_room = True
+    read_level = "disk"
+    levels = frozenset(("memory", "disk"))
+    behind = False
 
     def __init__(self) -> None:
         self.records: list[bytes] = []

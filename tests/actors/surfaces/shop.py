@@ -13,22 +13,11 @@ from actors.shard import Shard
 from cluster.config import Config
 from cluster.frames import Op
 from cluster.keys import HASH_SPACE, KeyRange
+from tests.actors.test_recovery import ListJournal
 
 SERVER = Caller("s", "default")
 START_S = 1_790_000_000
 CONFIG = Config(profiles_max=4096, profile_bytes_max=1 << 24, items_max=256)
-
-
-class ListJournal:
-    """A journal that keeps its records in memory."""
-
-    has_room = True
-
-    def __init__(self) -> None:
-        self.records: list[bytes] = []
-
-    def append(self, record: bytes) -> None:
-        self.records.append(record)
 
 
 class Shop:
