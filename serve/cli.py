@@ -206,6 +206,34 @@ def warm_start(
     asyncio.run(import_files(where_is(**where), paths, dry_run))
 
 
+@commands.command("export")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@remote
+def export_outcomes(file: Path, **where: Any) -> None:
+    """Write treatment decisions and their rewards to FILE, as Parquet."""
+    from serve.evaluate import export
+
+    click.echo(f"{asyncio.run(export(where_is(**where), file))} decisions")
+
+
+@commands.command("evaluate")
+@click.argument(
+    "files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
+)
+@click.option(
+    "--policy",
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Document of the candidate, JSON or YAML.",
+)
+@click.option("--logged", help="Only decisions of the policy with this id.")
+def evaluate_policy(files: tuple[Path, ...], policy: Path, logged: str | None) -> None:
+    """What another policy would have earned, from exported FILES."""
+    from serve.evaluate import evaluate
+
+    click.echo(evaluate(files, policy, logged))
+
+
 @commands.command("replay")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--rate", type=click.FloatRange(min=0), default=0.0, help="Events a second; 0: fast.")
