@@ -8,7 +8,7 @@ from tests.sim import virtual_loop
 from tests.sim.handoff_world import BUGS, World, judge
 
 SEEDS = 100
-BUG_SEEDS = 150
+BUG_SEEDS = 1000
 
 
 def play(seed: int, bug: str = "") -> tuple[World, list[str]]:
