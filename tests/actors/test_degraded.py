@@ -14,7 +14,8 @@ from actors.people import Caller, person_key
 from actors.shard import Shard
 from actors.surfaces.ranking import decide
 from cluster.frames import Op
-from tests.actors.test_recovery import NOW_S, ListJournal, contents, live, new_shard
+from tests.actors.list_journal import ListJournal
+from tests.actors.test_recovery import NOW_S, contents, live, new_shard
 
 SERVER = Caller("s", "default")
 BODY: dict[str, Any] = {

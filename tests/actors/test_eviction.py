@@ -18,7 +18,8 @@ from cluster.config import Config
 from cluster.errors import StoreFull
 from cluster.frames import Op
 from cluster.keys import HASH_SPACE, KeyRange
-from tests.actors.test_recovery import ListJournal, contents
+from tests.actors.list_journal import ListJournal
+from tests.actors.test_recovery import contents
 
 NOW_S = 1_790_000_000
 SERVER = Caller("s", "default")

@@ -27,6 +27,7 @@ from cluster.config import Config
 from cluster.errors import ConfigError, Unavailable
 from cluster.frames import Op
 from cluster.keys import HASH_SPACE, KeyRange
+from tests.actors.list_journal import ListJournal
 
 SERVER = Caller("s", "default")
 NOW_S = 1_790_000_000
@@ -37,24 +38,6 @@ CONFIG = Config(
 
 def unexpected(error: OSError) -> None:
     pytest.fail(str(error))
-
-
-class ListJournal:
-    """A journal that keeps its records in memory, for a shard without a disk."""
-
-    has_room = True
-    read_level = "disk"
-    levels = frozenset(("memory", "disk"))
-    behind = False
-
-    def __init__(self) -> None:
-        self.records: list[bytes] = []
-
-    def append(self, record: bytes) -> None:
-        self.records.append(record)
-
-    def report(self) -> dict[str, Any]:
-        return {}
 
 
 def new_shard(clock: list[float] | None = None) -> Shard:

@@ -17,6 +17,7 @@ from cluster.config import Config
 from cluster.errors import RequestError
 from cluster.frames import Op
 from cluster.keys import HASH_SPACE, KeyRange
+from tests.actors.list_journal import ListJournal
 
 CALLER = Caller("s", "t")
 ARMS = arms_of([Arm(name) for name in "abc"])
@@ -24,25 +25,12 @@ SMALL = {"profiles_max": 2048, "profile_bytes_max": 1 << 22, "items_max": 1024}
 T0 = 1_800_000_000
 
 
-class Journal:
-    """Keeps records, as a log would."""
-
-    has_room = True
-    behind = False
-
-    def __init__(self):
-        self.records = []
-
-    def append(self, record):
-        self.records.append(record)
-
-
 def new_shard(**policy):
     config = msgspec.structs.replace(Config(durability="memory"), **SMALL)
     shard: Any = Shard("0", KeyRange(0, HASH_SPACE), config)
     shard.clock = T0
     shard.now = lambda: float(shard.clock)
-    shard.journal = Journal()
+    shard.journal = ListJournal()
     spec = {"surface": "ui", "rewardWindowS": 60} | policy
     document = shard.tenant("t").documents.checked("policies", "p", msgspec.json.encode(spec), T0)
     shard.put_documents("t", [document])

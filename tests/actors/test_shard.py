@@ -400,9 +400,11 @@ def test_sent_at_sets_a_wrong_client_clock_right() -> None:
 
 
 def test_a_full_store_refuses_with_503_and_goes_on_for_known_people() -> None:
-    shard = new_shard(msgspec.structs.replace(SMALL, profiles_max=1024))
+    # Whom nothing protects would leave to make room.
+    full = msgspec.structs.replace(SMALL, profiles_max=1024, evict_protects="traits")
+    shard = new_shard(full)
     for i in range(1024):
-        assert ask(shard, Op.TRACK, {"userId": f"u{i}", "event": "Searched"})[0] == 200
+        assert ask(shard, Op.IDENTIFY, {"userId": f"u{i}", "traits": {"plan": "pro"}})[0] == 200
     assert ask(shard, Op.TRACK, {"userId": "one more", "event": "Searched"})[0] == 503
     assert ask(shard, Op.TRACK, {"userId": "u5", **view("i1")})[0] == 200
     shard.store.check()

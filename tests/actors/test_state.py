@@ -18,6 +18,7 @@ from actors.state import ShardState
 from cluster.config import Config
 from cluster.errors import RequestError, StoreFull, Unavailable
 from cluster.keys import HASH_SPACE, KeyRange
+from tests.actors.list_journal import ListJournal
 
 CONFIG = Config(
     profiles_max=1024,
@@ -27,18 +28,6 @@ CONFIG = Config(
     ring_events_max=200,
 )
 NOW_S = 1_790_000_000
-
-
-class ListJournal:
-    """A journal that keeps its records in memory."""
-
-    has_room = True
-
-    def __init__(self) -> None:
-        self.records: list[bytes] = []
-
-    def append(self, record: bytes) -> None:
-        self.records.append(record)
 
 
 def new_state(now_s: float = NOW_S) -> tuple[ShardState, ListJournal]:

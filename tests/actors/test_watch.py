@@ -18,6 +18,7 @@ from actors.shard import Shard
 from cluster.config import Config
 from cluster.errors import RequestError
 from cluster.frames import Op
+from tests.actors.list_journal import ListJournal
 from tests.actors.receiver import SECRET
 from tests.actors.test_shard import EVERYTHING, SERVER, SMALL, Clock, ask
 
@@ -31,20 +32,6 @@ CART = {
 WEBHOOK = {"url": "https://esp.example/hook", "secret": SECRET}
 
 
-class Log:
-    """In place of a journal: keeps the records, as a log on disk would, and is at once durable."""
-
-    has_room = True
-    levels = ("memory", "disk")
-
-    def __init__(self) -> None:
-        self.records: list[bytes] = []
-
-    def append(self, record: bytes) -> int:
-        self.records.append(record)
-        return len(self.records)
-
-
 def put(shard: Shard, kind: str, document_id: str, document: dict[str, Any]) -> None:
     documents = shard.tenant("default").documents
     content = msgspec.json.encode(document)
@@ -54,7 +41,7 @@ def put(shard: Shard, kind: str, document_id: str, document: dict[str, Any]) -> 
 
 def watching(config: Config = SMALL, **triggers: dict[str, Any]) -> Shard:
     shard = Shard("0", EVERYTHING, config, epoch=3, now=Clock())
-    shard.journal = Log()  # type: ignore[assignment]
+    shard.journal = ListJournal()  # type: ignore[assignment]
     shard.put_items(
         "default",
         msgspec.json.encode(
@@ -73,7 +60,7 @@ def reborn(shard: Shard) -> Shard:
     again = Shard("0", EVERYTHING, shard.config, epoch=4, now=clock)
     for record in log.records:
         again.replay(records.decode(record))
-    copy = Log()
+    copy = ListJournal()
     copy.records += log.records
     again.journal = copy  # type: ignore[assignment]
     again.pulse()

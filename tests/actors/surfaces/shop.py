@@ -13,7 +13,7 @@ from actors.shard import Shard
 from cluster.config import Config
 from cluster.frames import Op
 from cluster.keys import HASH_SPACE, KeyRange
-from tests.actors.test_recovery import ListJournal
+from tests.actors.list_journal import ListJournal
 
 SERVER = Caller("s", "default")
 START_S = 1_790_000_000
