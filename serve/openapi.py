@@ -259,7 +259,9 @@ def _operation(operation: Operation, refs: dict[Any, Any]) -> dict[str, Any]:
         "operationId": "_".join((method, *words)),
         "summary": operation.summary,
         "responses": {
-            str(operation.status): _content("It worked", answer[operation.answer], operation.media),
+            str(operation.status): {"description": "It worked"}
+            if operation.status == 204
+            else _content("It worked", answer[operation.answer], operation.media),
             "4XX": _failures(operation, refs),
             "5XX": _content("Retry later", refs[Problem], "application/problem+json"),
         },
