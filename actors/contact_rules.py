@@ -6,6 +6,7 @@ allowed, and the propensities are exact over what was allowed.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import ceil
 from typing import Annotated, Literal, NamedTuple
 
@@ -21,6 +22,8 @@ CHANNELS_MAX = 8
 TEMPLATES_MAX = 16
 DELAYS_MAX = 8
 OPTIONS_MAX = 64
+READY_MAX = 256
+"""Combinations of channels, templates and delays whose options are remembered."""
 CAPS_MAX = 8
 CONTACTS_MAX = 24
 """Contacts a ledger remembers, and the most that a cap may allow."""
@@ -105,7 +108,7 @@ class Prepared(NamedTuple):
     be chosen; None: there is no policy."""
 
     rules: ContactRules
-    options: list[Option]
+    options: tuple[Option, ...]
     arms: Arms | None
 
 
@@ -134,7 +137,7 @@ def check_contact_rules(rules: ContactRules, field: str) -> None:
             raise RequestError(
                 422, "a value stands there twice", f"{field}{name}", str(values), "each value once"
             )
-    count = len(_options(rules))
+    count = len(rules.channels) * len(rules.templates or ("",)) * len(rules.delays or ("",))
     if count > OPTIONS_MAX:
         wanted = f"at most {OPTIONS_MAX} combinations of channels, templates and delays"
         raise RequestError(
@@ -147,25 +150,33 @@ def check_contact_rules(rules: ContactRules, field: str) -> None:
 
 def prepare(rules: ContactRules) -> Prepared:
     """Make checked rules ready."""
-    options = _options(rules)
-    if rules.policy is None:
-        return Prepared(rules, options, None)
+    options = _options(rules.channels, rules.templates, rules.delays)
+    arms = None if rules.policy is None else _arms(options, rules.hold_back)
+    return Prepared(rules, options, arms)
+
+
+# A caller sends the same few rules with every call, and making arms takes longer than a choice.
+@lru_cache(maxsize=READY_MAX)
+def _options(
+    channels: tuple[str, ...], templates: tuple[str, ...], delays: tuple[str, ...]
+) -> tuple[Option, ...]:
+    """Every combination of channel, template and delay; send_at_s is 0."""
+    return tuple(
+        Option(channel, template, duration_s(delay, "delays", 0), 0)
+        for channel in channels
+        for template in templates or ("",)
+        for delay in delays or ("PT0S",)
+    )
+
+
+@lru_cache(maxsize=READY_MAX)
+def _arms(options: tuple[Option, ...], hold_back: bool) -> Arms:
     arms = [
         Arm(option.id, {"channel": option.channel, "template": option.template or None})
         for option in options
     ]
-    held = [Arm(HOLD_BACK, {"channel": HOLD_BACK})] if rules.hold_back else []
-    return Prepared(rules, options, arms_of(arms + held))
-
-
-def _options(rules: ContactRules) -> list[Option]:
-    """Every combination of channel, template and delay; send_at_s is 0."""
-    return [
-        Option(channel, template, duration_s(delay, "delays", 0), 0)
-        for channel in rules.channels
-        for template in rules.templates or ("",)
-        for delay in rules.delays or ("PT0S",)
-    ]
+    held = [Arm(HOLD_BACK, {"channel": HOLD_BACK})] if hold_back else []
+    return arms_of(arms + held)
 
 
 def possible(
