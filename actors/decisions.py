@@ -106,7 +106,8 @@ class RankingSpec(Spec):
     policy          "default" (the engine), "vector", or the id of a document of /v1/policies
     slots           the places to be filled, instead of num_results
     baseline_action stands first for people of a holdout; a slot may have its own
-    exclude_seen    True leaves out what the person has seen lately; None = the surface's rule
+    exclude_seen    True leaves out what the person has seen lately; None = the surface's rule;
+                    a policy of a document leaves them in then
     exclude_bought  leaves out what the person has bought lately
     filter          as in `actors.filters`; filter_values fill in its $names
     rotation        0 = the best order; the nearer to 1, the more a reload differs from the last

@@ -20,6 +20,10 @@ PERSONALIZER = "personalizer"
 """The policy of Azure's API, which serves also where no document says how."""
 
 
+NO_ITEM = -2
+"""No event has this item number; -1 is an event without an item."""
+
+
 class Choosing(NamedTuple):
     """A choice among actions that came with the request.
 
@@ -37,7 +41,8 @@ class Choosing(NamedTuple):
         spec, policy, arms = self.spec, self.policy, self.arms
         made = self.blank(tenant, decision_id)
         made.mode = policy.spec.mode
-        if not len(self.eligible):
+        eligible = self._left(tenant, who, made.rejected)
+        if not len(eligible):
             return made
         features = features_for(who)
         remembered = who.ledger.read().memories.get(policy.id, b"")
@@ -47,7 +52,7 @@ class Choosing(NamedTuple):
             arms,
             who.rng,
             slots=spec.num_results,
-            eligible=self.eligible,
+            eligible=eligible,
             remembered=remembered,
         )
         order = choice.order.tolist()
@@ -59,9 +64,7 @@ class Choosing(NamedTuple):
                 entry.explanation = Explanation(parts)
             made.ranking.append(entry)
         if explain:
-            likely = tenant.treatment.probabilities(
-                policy, features, arms, self.eligible, remembered
-            )
+            likely = tenant.treatment.probabilities(policy, features, arms, eligible, remembered)
             made.chances = dict(zip(arms.ids, likely.tolist(), strict=True))
         if choice.explored:
             made.reasons.append("explored")
@@ -75,6 +78,23 @@ class Choosing(NamedTuple):
         )
         who.ledger.opened.append(opened)
         return made
+
+    def _left(self, tenant: Tenant, who: Who, rejected: list[Rejected]) -> NDArray[np.int32]:
+        """Eligible arms without the items that the person has bought, or seen, lately."""
+        if who.row < 0:
+            return self.eligible
+        numbers, rules = tenant.catalogue.numbers, {}
+        if self.spec.exclude_seen:
+            seen = (event.item for event in who.store.events(who.row))
+            rules = dict.fromkeys(seen, "seen")
+        if self.spec.exclude_bought:
+            rules |= dict.fromkeys(who.store.bought(who.row).tolist(), "bought")
+        if not rules:
+            return self.eligible
+        ids = self.arms.ids
+        found = {arm: rules.get(numbers.get(ids[arm], NO_ITEM)) for arm in self.eligible.tolist()}
+        rejected += [Rejected(ids[arm], rule) for arm, rule in found.items() if rule is not None]
+        return np.array([arm for arm, rule in found.items() if rule is None], np.int32)
 
     def cheap(self, tenant: Tenant, decision_id: str, who: Who) -> Decision:
         """The actions in the order in which they came."""
@@ -127,6 +147,13 @@ def plan_choice(
             422, "the actions can't be told apart", f"{field}actions", str(error)
         ) from None
     excluded = set(spec.excluded_actions)
-    eligible = [i for i, arm_id in enumerate(arms.ids) if arm_id not in excluded]
-    rejected = [Rejected(arm_id, "excluded") for arm_id in arms.ids if arm_id in excluded]
+    rules = {arm_id: "excluded" for arm_id in arms.ids if arm_id in excluded}
+    numbers, alive = tenant.catalogue.numbers, tenant.catalogue.alive
+    for arm_id in arms.ids:
+        # An action need not be an item, and for Azure's clients none is.
+        down = arm_id in numbers and not alive[numbers[arm_id]]
+        if down and spec.policy != PERSONALIZER:
+            rules.setdefault(arm_id, "taken down")
+    eligible = [i for i, arm_id in enumerate(arms.ids) if arm_id not in rules]
+    rejected = [Rejected(arm_id, rule) for arm_id, rule in rules.items()]
     return Choosing(spec, policy, arms, np.array(eligible, np.int32), rejected)
