@@ -15,15 +15,13 @@ notwithstanding; it does not plan ahead. Uniform is the mean over what is allowe
 from __future__ import annotations
 
 from time import perf_counter_ns
-from typing import Any, NamedTuple
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from actors.books import MICROS
-from actors.messages import Item
 from actors.people import Caller
 from actors.shard import Shard
 from cluster.config import Config
@@ -31,6 +29,7 @@ from cluster.frames import Op
 from cluster.keys import HASH_SPACE, KeyRange
 from tests.bench import treatments_rules as rules
 from tests.bench.harness import Row
+from tests.bench.treatments_people import ARTICLES, ITEMS, Person, Shop, sigmoid
 from tests.bench.treatments_rules import CHANNELS, DAY_S, LEVELS, PARTS, SLOTS, TEMPLATES, Rules
 
 VISITS = 200_000
@@ -38,8 +37,7 @@ VISITS_EACH = 25
 LEARNING = 20
 """Visits of a person before those that are compared."""
 START_S = 1_790_000_000
-CATEGORIES, ITEMS, SHOWN = 12, 240, 3
-ARTICLES = 8
+SHOWN = 3
 SEEN = np.array([1.0, 0.7, 0.5])
 """How much of its chance is left of a product by its place."""
 SLOT_SEEN = (1.0, 0.6)
@@ -47,90 +45,13 @@ CLICK = 5.0
 """What a click, an open, a used part of the page is worth, in currency; a sale: its margin."""
 ANNOYED = -0.5
 SURFACES = ("content", "product", "offer", "ui", "communication")
-TIERS, DEVICES, AGES = ("student", "regular", "premium"), ("phone", "desktop", "tablet"), 4
-THRIFT = {"student": 8.0, "regular": 5.0, "premium": 1.0}
-ZONES = ("UTC", "Europe/Berlin", "America/New_York")
 RELOADS = 0.15
 BUDGET_PER_VISIT = 1.0
 CALLER = Caller("s", "default")
 LATENCY_CALLS = 2000
 
-Floats = NDArray[np.float64]
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
-
-
-def sigmoid(x: Any) -> Any:
-    return 1.0 / (1.0 + np.exp(-x))
-
-
-class Person(NamedTuple):
-    """Chances of one person; nobody but the simulation and the oracle knows them."""
-
-    id: str
-    traits: dict[str, str]
-    articles: Floats
-    items: Floats
-    interest: Floats
-    thrift: float
-    wish: Floats
-    parts: Floats
-    opens: Floats
-    annoyed: float
-
-
-class Shop:
-    """The catalogue, and how people of each kind differ."""
-
-    def __init__(self, rng: np.random.Generator) -> None:
-        self.rng = rng
-        self.ids = [f"i{i:03d}" for i in range(ITEMS)]
-        self.numbers = {item: i for i, item in enumerate(self.ids)}
-        self.category = np.arange(ITEMS) % CATEGORIES
-        self.price = np.round(rng.uniform(9, 48, ITEMS), 2)
-        self.cost = np.round(self.price * rng.uniform(0.4, 0.65, ITEMS), 2)
-        self.quality = rng.normal(0, 0.5, ITEMS)
-        of_tier = (CATEGORIES, ARTICLES, len(PARTS), len(CHANNELS) * len(TEMPLATES))
-        self.by_tier = [rng.normal(0, 0.9, (len(TIERS), n)) for n in of_tier]
-        self.by_device = [rng.normal(0, 0.6, (len(DEVICES), n)) for n in of_tier]
-        self.by_age = [rng.normal(0, 0.6, (AGES, n)) for n in of_tier]
-
-    def items(self) -> list[Item]:
-        return [
-            Item(one, {"price": float(p), "cost": float(c), "category": f"c{k}"})
-            for one, p, c, k in zip(self.ids, self.price, self.cost, self.category, strict=True)
-        ]
-
-    def person(self, number: int) -> Person:
-        rng = self.rng
-        tier, device, age = rng.integers(3), rng.integers(3), rng.integers(AGES)
-        taste, article, part, message = (
-            of_tier[tier] + of_device[device] + of_age[age] + rng.normal(0, 0.7, of_tier.shape[1])
-            for of_tier, of_device, of_age in zip(
-                self.by_tier, self.by_device, self.by_age, strict=True
-            )
-        )
-        wanted = taste[self.category] + self.quality
-        interest = np.exp(1.5 * wanted)
-        traits = {
-            "tier": TIERS[tier],
-            "device": DEVICES[device],
-            "age": f"a{age}",
-            "gender": "fm"[rng.integers(2)],
-            "timezone": ZONES[rng.integers(3)],
-        }
-        return Person(
-            f"u{number}",
-            traits,
-            sigmoid(article - 1.0),
-            sigmoid(wanted - 1.5),
-            interest,
-            float(THRIFT[TIERS[tier]] + rng.normal(0, 1.0)),
-            0.4 * wanted - 1.2,
-            sigmoid(part - 0.5),
-            sigmoid(message - 1.0),
-            float(sigmoid(rng.normal(-1.0, 1.0))),
-        )
 
 
 class Simulation:
