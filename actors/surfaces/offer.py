@@ -44,7 +44,10 @@ class OfferPlan(NamedTuple):
         return made.decision(explain)
 
     def cheap(self, tenant: Tenant, decision_id: str, who: Who) -> Decision:
-        """The list price, not held."""
+        """The price that is held; without one the list price, which is not held."""
+        held = _held(self, who)
+        if held is not None:
+            return _repeated(self, tenant, decision_id, held)
         prices = self.offer.priced(tenant.catalogue, self.item)
         made = _blank(self, tenant, decision_id)
         if self.offer.baseline in prices.allowed:

@@ -67,6 +67,15 @@ def test_the_same_person_is_asked_the_same_price_until_it_expires() -> None:
     assert later["quoteId"] != first["quoteId"]
 
 
+def test_a_price_is_held_also_when_there_is_no_time_to_decide() -> None:
+    shop = with_offer({"maxDiscount": 0.5, "ceiling": 8.0})
+    (first,) = shop.decide("ada", OFFER)
+    late = shop.ask(Op.DECIDE, userId="ada", decisions=[OFFER], deadlineMs=1)
+    assert late["degraded"] is True
+    (again,) = late["decisions"]
+    assert (again["price"], again["quoteId"]) == (first["price"], first["quoteId"])
+
+
 @pytest.mark.parametrize(
     ("rails", "allowed"),
     [
