@@ -17,21 +17,21 @@ LOG = logging.getLogger("onehop.actors")
 
 def decide_each(
     tenant: Tenant,
-    ids: list[str],
-    planned: list[Plan],
+    planned: dict[str, Plan],
     who: Who,
     explain: bool,
     deadline_ns: int | None,
 ) -> tuple[list[Decision], int]:
     """One decision for each plan, and how many of them were made the cheap way.
 
+    planned      by the ids of the decisions
     who          what a decision raises costs that decision alone, what it changed of the person's
                  ledger included
     deadline_ns  by perf_counter_ns; a decision not begun by then is not ranked
     """
     decisions: list[Decision] = []
     cheap = 0
-    for decision_id, one in zip(ids, planned, strict=True):
+    for decision_id, one in planned.items():
         made: Decision | None = None
         if deadline_ns is None or perf_counter_ns() < deadline_ns:
             mark = who.ledger.mark()

@@ -22,7 +22,7 @@ from actors.contact import reach_of
 from actors.contact_ops import ContactOps
 from actors.context import NO_CODES, codes_of
 from actors.decide import plan
-from actors.decisions import DecideAnswer, DecideRequest, Took
+from actors.decisions import DecideAnswer, DecideRequest, Decision, Took
 from actors.degraded import decide_each
 from actors.late import check_time
 from actors.ledger import OpenLedger
@@ -48,7 +48,7 @@ from actors.reward_ops import RewardOps
 from actors.rewards import CLOSE_MAX
 from actors.shard_reads import Answer, ShardReads
 from actors.state import DISK_FULL
-from actors.surfaces.interface import Who
+from actors.surfaces.interface import Plan, Who
 from actors.surfaces.outcomes import settle
 from actors.tenant import Tenant
 from actors.watch import FIRED_MAX, Moved, Said, Watch
@@ -207,39 +207,16 @@ class Shard(ShardReads):
         applied_ns = perf_counter_ns()
         first = self._next_number()
         place = key[:8].hex()
+        ids = [f"{place}{first + i:016x}" for i in range(len(planned))]
         ledger = OpenLedger(self.store, row)
         reach = reach_of(caller.tenant, request.user_id, request.anonymous_id)
-        known = (key, request.context, reach)
-        who = Who(self.store, row, int(now_s), context, self._rng, ledger, *known)
-        unchanged = ledger.mark()
-        if row >= 0 and applied:
-            self.stages.quotes_missing += settle(
-                tenant, ledger, request.events, applied, int(now_s)
-            )
-        ids = [f"{place}{first + i:016x}" for i in range(len(planned))]
-        decisions, cheap = decide_each(
-            tenant,
-            ids,
-            planned,
-            who,
-            request.explain,
-            None if request.deadline_ms is None else arrived_ns + int(request.deadline_ms * 1e6),
+        known = (ledger, key, request.context, reach)
+        who = Who(self.store, row, int(now_s), context, self._rng, *known)
+        said = Said(request.events, applied, body)
+        decisions, cheap, moved, changed = self._make(
+            tenant, request, said, who, dict(zip(ids, planned, strict=True)), arrived_ns
         )
-        moved: Moved = []
-        changed = None
-        try:
-            moved = self.watch.observe(tenant, Said(request.events, applied, body), who, decisions)
-            changed = self.store_ledger(tenant, key, ledger, int(now_s))
-            row = row if changed is None else self.store.find(key)
-        except Exception:
-            # What the decisions rest on can't be kept, so they can't stand.
-            LOG.exception("shard %s can't keep a ledger", self.shard_id)
-            moved, changed, cheap = [], None, len(planned)
-            ledger.back_to(unchanged)
-            decisions = [
-                one.cheap(tenant, decision_id, who)
-                for decision_id, one in zip(ids, planned, strict=True)
-            ]
+        row = row if changed is None else self.store.find(key)
         self.stages.degraded += cheap > 0
         took = self._took(arrived_ns, started_ns, applied_ns)
         version = self.store.version(row)
@@ -265,6 +242,42 @@ class Shard(ShardReads):
             waiting = [one._replace(active=False) for one in waiting]
         self.rewards.open_all(caller.tenant, key, waiting, int(now_s))
         return 200, answer
+
+    def _make(
+        self,
+        tenant: Tenant,
+        request: DecideRequest,
+        said: Said,
+        who: Who,
+        planned: dict[str, Plan],
+        arrived_ns: int,
+    ) -> tuple[list[Decision], int, Moved, bytes | None]:
+        """The decisions by their ids, how many are baselines for want of better, the timers that
+        moved, and the person's ledger if it changed."""
+        ledger, now_s = who.ledger, who.now_s
+        unchanged = ledger.mark()
+        if who.row >= 0 and said.applied:
+            self.stages.quotes_missing += settle(
+                tenant, ledger, request.events, said.applied, now_s
+            )
+        deadline_ms = request.deadline_ms
+        decisions, cheap = decide_each(
+            tenant,
+            planned,
+            who,
+            request.explain,
+            None if deadline_ms is None else arrived_ns + int(deadline_ms * 1e6),
+        )
+        try:
+            moved = self.watch.observe(tenant, said, who, decisions)
+            changed = self.store_ledger(tenant, who.key, ledger, now_s)
+        except Exception:
+            # What the decisions rest on can't be kept, so they can't stand.
+            LOG.exception("shard %s can't keep a ledger", self.shard_id)
+            ledger.back_to(unchanged)
+            cheaper = [one.cheap(tenant, decision_id, who) for decision_id, one in planned.items()]
+            return cheaper, len(planned), [], None
+        return decisions, cheap, moved, changed
 
     def _keep(self, record: Observed, row: int, moved: Moved) -> None:
         """Log what a request changed, and let follow what follows from it."""
