@@ -26,6 +26,8 @@ PURPOSES_MAX = 32
 CHANNELS_MAX = 8
 LETTERS_MAX = 100
 REDRIVEN_FOR_S = 86400.0
+UNTIL_S_END = 253_402_300_800
+"""The year 10000, which no date in an answer can name."""
 
 Answer = tuple[int, bytes]
 _encode = msgspec.json.Encoder().encode
@@ -126,6 +128,9 @@ class ContactOps:
         until_s = 0 if request.until is None else int(to_seconds(request.until, "until"))
         if request.until is not None and until_s <= now_s:
             raise RequestError(422, "that is over", "until", repr(request.until), "a time to come")
+        if until_s >= UNTIL_S_END:
+            wanted = "a time before the year 10000, or none for good"
+            raise RequestError(422, "that never ends", "until", repr(request.until), wanted)
         ledger = unpack(self._stored(key))
         for channel in request.channels or ("",):
             if request.suppressed:

@@ -82,7 +82,7 @@ def signed_headers(secret: str, message_id: str, now_s: int, body: bytes) -> Map
 
     >>> key = "whsec_" + b64encode(bytes(24)).decode()
     >>> signed_headers(key, "m1", 1_790_000_000, b"{}")["webhook-signature"]
-    'v1,BNl3rqpUsZSJXA63JEXHuJpvhYwOQfEbLo11zNu8sDY='
+    'v1,Z9rOR9ZH6ajiMrdgwlGItdwlwqyWHn3gc2wPj6HP74U='
     """
     signed = b"%b.%d.%b" % (message_id.encode(), now_s, body)
     digest = hmac.new(key_of(secret), signed, sha256).digest()

@@ -193,6 +193,13 @@ def test_consent_suppression_and_caps_hold() -> None:
     }
 
 
+def test_a_suppression_that_no_date_can_name_is_refused_and_changes_nothing() -> None:
+    shard = watching()
+    status, answer = ask(shard, Op.SUPPRESS, {"userId": "ada", "until": 3.577796543867906e16})
+    assert (status, answer["field"], answer["title"]) == (422, "until", "that never ends")
+    assert len(shard.store) == 0
+
+
 def test_quiet_hours_put_the_message_off_to_the_morning_of_the_person() -> None:
     shard = watching(
         search={
