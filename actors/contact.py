@@ -27,6 +27,7 @@ from actors.messages import Wire
 from actors.outbox import Message
 from actors.schedule import local_time
 from actors.surfaces.interface import Who
+from actors.surfaces.traits import SCALAR, traits_of
 from actors.tenant import Tenant
 from actors.treatment.features import Arms, Features, Value, features_of
 from actors.treatment.policy import Policy
@@ -171,7 +172,7 @@ def _features(cause: Cause, who: Who, traits: dict[str, Any]) -> Features:
     local = local_time(zone_of(traits), who.now_s)
     recent = [c for c in who.ledger.read().contacts if c.time_s > who.now_s - 7 * DAY_S]
     known: dict[str, Value] = {
-        name: value for name, value in traits.items() if isinstance(value, (str, float, int))
+        name: value for name, value in traits.items() if isinstance(value, SCALAR)
     }
     known |= dict(who.named)
     known |= {"trigger": cause.trigger or None, "event": cause.event or None}
@@ -226,13 +227,6 @@ def message_of(
         float(option.send_at_s + expires_s),
         _encode(event),
     )
-
-
-def traits_of(who: Who) -> dict[str, Any]:
-    """The person's traits, decoded; {} if there are none."""
-    stored = who.store.traits(who.row) if who.row >= 0 else b""
-    traits: dict[str, Any] = msgspec.json.decode(stored) if stored else {}
-    return traits
 
 
 def zone_of(traits: dict[str, Any]) -> str:

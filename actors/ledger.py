@@ -230,6 +230,7 @@ class OpenLedger:
         "features",
         "known",
         "opened",
+        "traits",
     )
 
     def __init__(self, store: ProfileStore, row: int) -> None:
@@ -239,6 +240,7 @@ class OpenLedger:
         """Decisions made in the request that rewards may come for."""
         self.contacted: list[Contacted] = []
         """What the request sends."""
+        self.traits: dict[str, Any] | None = None
         self.known: dict[str, Value] | None = None
         self.features: Features | None = None
         """What is known of the person in this request, once a surface has asked."""

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import msgspec
 
 from actors.surfaces.interface import Who
 from actors.treatment.features import Features, Value, features_of
 
-_SCALAR = (str, float, int)
+SCALAR = (str, float, int)
+"""Types of traits that can be features: text, numbers and truth values."""
 FEATURES_MAX = 64
 """Names that are used; further ones are left out."""
 
 
-def traits_of(who: Who) -> dict[str, Value]:
-    """The person's traits that are text, numbers or truth values."""
-    stored = who.store.traits(who.row) if who.row >= 0 else b""
-    if not stored:
-        return {}
-    traits = msgspec.json.decode(stored)
-    return {name: value for name, value in traits.items() if isinstance(value, _SCALAR)}
+def traits_of(who: Who) -> dict[str, Any]:
+    """The person's traits, decoded once in a request; {} if there are none. Not to be changed."""
+    kept = who.ledger.traits
+    if kept is None:
+        stored = who.store.traits(who.row) if who.row >= 0 else b""
+        kept = who.ledger.traits = msgspec.json.decode(stored) if stored else {}
+    return kept
 
 
 def known_of(who: Who) -> Mapping[str, Value]:
@@ -35,7 +37,8 @@ def known_of(who: Who) -> Mapping[str, Value]:
         known["eventsTotal"] = int(row["events_total"])
         known["money"] = float(row["money"])
         known["daysKnown"] = max(who.now_s - int(row["first_seen"]), 0) // 86_400
-        known.update(traits_of(who))
+        traits = traits_of(who)
+        known.update({name: value for name, value in traits.items() if isinstance(value, SCALAR)})
     known.update(who.named)
     return known
 
