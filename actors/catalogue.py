@@ -6,7 +6,7 @@ A number is never reused: an item that was taken down keeps it and is not alive.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -21,6 +21,8 @@ from cluster.errors import RequestError
 CATEGORIES_MAX = 4
 """Text attributes per item over which affinities are learned; further ones only filter."""
 COLUMNS_MAX = 64
+SEEDED_BYTES_MAX = 8 << 20
+"""Ids and documents of one part of a dump; with the rest it stays far below a batch of the log."""
 NONE = -1
 
 
@@ -246,3 +248,17 @@ def _decode_item(entry: bytes) -> Item | RequestError:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         shown = bytes(entry)[:60].decode(errors="replace")
         return RequestError(422, str(error), "", shown, "an item")
+
+
+def parts_of(dump: CatalogueDump) -> Iterator[CatalogueDump]:
+    """A dump as several, each small enough for a record; loaded in order they give the whole."""
+    items: list[tuple[str, bytes]] = []
+    size = 0
+    for item_id, document in dump.items:
+        if size + len(item_id) + len(document) > SEEDED_BYTES_MAX:
+            yield CatalogueDump(dump.attributes, items)
+            items, size = [], 0
+        items.append((item_id, document))
+        size += len(item_id) + len(document)
+    # Only with the last it is that version: a crash may leave the first parts alone in the log.
+    yield CatalogueDump(dump.attributes, items, dump.version)

@@ -49,6 +49,7 @@ class Observed(Record, frozen=True, tag="o"):
     ledger   the person's ledger from now on; None = as it was
     effects  what it did to the shard's books
     contacted  what is to be sent because of it
+    opened     the decisions among them that wait for rewards
     """
 
     tenant: str
@@ -62,6 +63,7 @@ class Observed(Record, frozen=True, tag="o"):
     ledger: bytes | None = None
     effects: list[Effect] = []
     contacted: list[Contacted] = []
+    opened: list[OpenDecision] = []
 
 
 class Identified(Record, frozen=True, tag="i"):
@@ -115,6 +117,7 @@ class Fired(Record, frozen=True, tag="w"):
     trigger: str
     ledger: bytes
     contacted: list[Contacted]
+    opened: list[OpenDecision] = []
 
 
 class Outboxed(Record, frozen=True, tag="m"):
@@ -125,7 +128,8 @@ class Outboxed(Record, frozen=True, tag="m"):
 
 
 class Opened(Record, frozen=True, tag="q"):
-    """A treatment decision begins to wait for its rewards."""
+    """A treatment decision begins to wait for its rewards. Read only: the first release wrote it
+    beside the record of the call that decided, which holds it now."""
 
     decision: OpenDecision
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from actors.ledger import Opened as Opening
 from actors.ledger import pack, unpack
 from actors.open_decisions import TOKENS_MAX, OpenDecision, OpenDecisions
-from actors.records import Activated, Closed, Opened, Rewarded
+from actors.records import Activated, Closed, Rewarded
 from actors.treatment.policy import Policy, default_policy
 from cluster.errors import RequestError, StoreFull
 
@@ -42,42 +42,15 @@ class Rewards:
 
     # What callers do: checked, applied, logged.
 
-    def open_all(self, tenant: str, key: bytes, opened: Sequence[Opening], now_s: int) -> None:
-        """Begin to wait for the rewards of what was decided for a person in one call."""
-        for one in opened:
-            self.open(tenant, key, one, now_s)
+    def waiting(
+        self, tenant: str, key: bytes, opened: Sequence[Opening], now_s: int
+    ) -> list[OpenDecision]:
+        """What was decided for a person in one call, as it waits for rewards; nothing changes yet.
 
-    def open(
-        self,
-        tenant: str,
-        key: bytes,
-        opened: Opening,
-        now_s: int,
-    ) -> None:
-        """Begin to wait for the rewards of a decision; its window begins now, or with `activate`.
-
-        A slot without a name of its own is called by its place, from 0.
+        It belongs into the record of that call: one without the other would be half a decision.
         """
-        spec = opened.policy.spec
-        named = len(opened.slots)
-        decision = OpenDecision(
-            opened.number,
-            tenant,
-            key,
-            spec.surface,
-            opened.policy.id,
-            now_s,
-            now_s + (spec.reward_window_s if opened.active else UNACTIVATED_S),
-            list(opened.arms),
-            [(opened.slots[i] if i < named else "") or str(i) for i in range(len(opened.arms))],
-            list(opened.shadow),
-            opened.trace,
-            [None] * len(opened.arms),
-            self._state.store.find(key) >= 0,
-            opened.active,
-        )
-        self.apply_opened(decision)
-        self._state.log(Opened(decision))
+        profiled = self._state.store.find(key) >= 0 if opened else False
+        return [_waiting(tenant, key, one, now_s, profiled) for one in opened]
 
     def reward(
         self,
@@ -133,6 +106,11 @@ class Rewards:
         return self.decisions.closed_total - before
 
     # What records do, now and in replay.
+
+    def open_all(self, decisions: Sequence[OpenDecision]) -> None:
+        """Begin to wait for the rewards of what one call decided."""
+        for decision in decisions:
+            self.apply_opened(decision)
 
     def apply_opened(self, decision: OpenDecision) -> None:
         self.decisions.add(decision)
@@ -275,6 +253,28 @@ class Rewards:
             store.set_ledger(row, pack(ledger, now_s))
         except (RequestError, StoreFull):
             return  # A full ledger keeps what protects the person, and goes without memory.
+
+
+def _waiting(tenant: str, key: bytes, opened: Opening, now_s: int, profiled: bool) -> OpenDecision:
+    """Its window begins now, or with `activate`; a slot without a name is called by its place."""
+    spec = opened.policy.spec
+    named = len(opened.slots)
+    return OpenDecision(
+        opened.number,
+        tenant,
+        key,
+        spec.surface,
+        opened.policy.id,
+        now_s,
+        now_s + (spec.reward_window_s if opened.active else UNACTIVATED_S),
+        list(opened.arms),
+        [(opened.slots[i] if i < named else "") or str(i) for i in range(len(opened.arms))],
+        list(opened.shadow),
+        opened.trace,
+        [None] * len(opened.arms),
+        profiled,
+        opened.active,
+    )
 
 
 def _late(decision: OpenDecision) -> RequestError:

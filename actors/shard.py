@@ -223,24 +223,18 @@ class Shard(ShardReads):
         answer = self._encode(DecideAnswer(False, version, level, cheap > 0, took, decisions))
         self.level = level
         kept = records.Answer(message_id or "", digest(Op.DECIDE, body), answer)
+        opened = ledger.opened
+        if request.defer_activation:
+            opened = [one._replace(active=False) for one in opened]
         record = Observed(
-            caller.tenant,
-            key,
-            session,
-            int(now_s),
-            applied,
-            first if decisions else 0,
-            kept,
+            *(caller.tenant, key, session, int(now_s), applied, first if decisions else 0, kept),
             context.tolist(),
             changed,
             ledger.effects,
             ledger.contacted,
+            self.rewards.waiting(caller.tenant, key, opened, int(now_s)),
         )
         self._keep(record, row, moved)
-        waiting = ledger.opened
-        if request.defer_activation:
-            waiting = [one._replace(active=False) for one in waiting]
-        self.rewards.open_all(caller.tenant, key, waiting, int(now_s))
         return 200, answer
 
     def _make(
@@ -287,6 +281,7 @@ class Shard(ShardReads):
         if record.contacted:
             self.contacted(record.tenant, record.key, record.now_s, record.contacted)
             self.mailroom.posted(record.contacted)
+        self.rewards.open_all(record.opened)
 
     def _next_number(self) -> int:
         """The number of a call's first decision; it may have 16."""
@@ -364,9 +359,9 @@ class Shard(ShardReads):
             ledger=changed,
             effects=ledger.effects,
             contacted=ledger.contacted,
+            opened=self.rewards.waiting(caller.tenant, key, ledger.opened, int(now_s)),
         )
         self._keep(record, row, moved)
-        self.rewards.open_all(caller.tenant, key, ledger.opened, int(now_s))
         self.stages.record(started_ns - arrived_ns, perf_counter_ns() - started_ns, None)
         return 200, answer.content
 

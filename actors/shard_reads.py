@@ -90,14 +90,13 @@ class ShardReads(ShardState):
         if isinstance(key, int):
             return self._moved()
         self.level = level_of(None, caller, self.config.level, self.journal)
-        # Somebody unknown too: events may be under way, and in files that are yet to be loaded.
+        # Somebody unknown is erased too, and it is no error: events may be under way, and in files
+        # that are yet to be loaded.
         record = Forgotten(caller.tenant, key, int(self.now()))
         self.tombstones.check_room(key, record.now_s)
         known = self.erase(record)
         self.log(record)
-        if not known:
-            raise _no_profile()
-        return 200, b'{"deleted":true}'
+        return 200, self._encode({"deleted": known})
 
     def _decision_get(self, caller: Caller, body: bytes, _: int) -> Answer:
         missing = RequestError(

@@ -7,7 +7,7 @@ never await; `replay` does again what a record of the log says, through the same
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from time import time
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from actors import events, records
 from actors import store_kernels as kernels
-from actors.catalogue import CatalogueDump
+from actors.catalogue import CatalogueDump, parts_of
 from actors.checked import Applied
 from actors.context import Codes
 from actors.documents import Stored
@@ -71,8 +71,6 @@ DISK_FULL = "the disk is full; only reads are served until there is room"
 
 LOADED_MAX = 200_000
 """Chunks of warm starts that are remembered: of 20,000 events each, four billion of one shard."""
-SEEDED_BYTES_MAX = 8 << 20
-"""Ids and documents of one record of a catalogue; with the rest it stays far below a batch."""
 
 
 class ShardState:
@@ -244,6 +242,7 @@ class ShardState:
         """A timer ran out. Raises StoreFull, and changes nothing then."""
         self.set_ledger(record.key, record.now_s, record.ledger)
         self.contacted(record.tenant, record.key, record.now_s, record.contacted)
+        self.rewards.open_all(record.opened)
 
     def contacted(self, tenant: str, key: bytes, now_s: int, contacted: list[Contacted]) -> None:
         """Take messages into the outbox, and their decisions to those who may be asked about."""
@@ -348,7 +347,7 @@ class ShardState:
     def load_catalogue(self, tenant_name: str, dump: CatalogueDump) -> None:
         """Become the catalogue of a dump; ours is empty or an earlier state of it."""
         self.tenant(tenant_name).catalogue.load(dump)
-        for part in _parts(dump):
+        for part in parts_of(dump):
             self.log(Seeded(tenant_name, part))
 
     def take_down(self, tenant_name: str, ids: list[str]) -> None:
@@ -464,6 +463,7 @@ class ShardState:
                     row = self.set_ledger(record.key, record.now_s, record.ledger)
                 self.remember(record, row)
                 self.contacted(record.tenant, record.key, record.now_s, record.contacted)
+                self.rewards.open_all(record.opened)
             case Fired():
                 self.fire(record)
             case Outboxed():
@@ -507,17 +507,3 @@ class ShardState:
                     self._load_traits(record)
             case Swept():
                 self._sweep(record)
-
-
-def _parts(dump: CatalogueDump) -> Iterator[CatalogueDump]:
-    """A dump as several, each small enough for a record; loaded in order they give the whole."""
-    items: list[tuple[str, bytes]] = []
-    size = 0
-    for item_id, document in dump.items:
-        if size + len(item_id) + len(document) > SEEDED_BYTES_MAX:
-            yield CatalogueDump(dump.attributes, items)
-            items, size = [], 0
-        items.append((item_id, document))
-        size += len(item_id) + len(document)
-    # Only with the last it is that version: a crash may leave the first parts alone in the log.
-    yield CatalogueDump(dump.attributes, items, dump.version)

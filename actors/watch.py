@@ -224,10 +224,10 @@ class Watch:
             who = Who(state.store, row, now_s, NO_CODES, self._rng, opened, due.key, {}, reach)
             self._contact(tenant, armed, Cause(due.trigger, "", item), who)
         packed = opened.packed(now_s) or b""
-        record = Fired(reach.tenant, due.key, now_s, due.trigger, packed, opened.contacted)
+        waiting = state.rewards.waiting(reach.tenant, due.key, opened.opened, now_s)
+        record = Fired(reach.tenant, due.key, now_s, due.trigger, packed, opened.contacted, waiting)
         state.fire(record)
         state.log(record)
-        state.rewards.open_all(reach.tenant, due.key, opened.opened, now_s)
         posted(opened.contacted)
         return True
 

@@ -51,7 +51,10 @@ def decided(shard, key, number=16, slots=1, active=True):
     ids = [ARMS.ids[a] for a in choice.order]
     names = [f"s{i}" for i in range(slots)]
     opened = Opened(number, policy, ids, names, choice.trace, active)
-    shard.rewards.open("t", key, opened, shard.clock)
+    waiting = shard.rewards.waiting("t", key, [opened], shard.clock)
+    shard.rewards.open_all(waiting)
+    for decision in waiting:
+        shard.log(records.Opened(decision))
     return f"{key[:8].hex()}{number:016x}"
 
 

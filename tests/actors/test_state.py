@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from actors import records, state
+from actors import catalogue as catalogues
+from actors import records
 from actors.catalogue import Catalogue
 from actors.messages import Item
 from actors.people import Caller, person_key
@@ -148,7 +149,7 @@ def test_nothing_is_loaded_while_the_disk_is_full_and_all_of_it_later() -> None:
 def test_a_large_catalogue_is_logged_in_parts_that_give_the_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(state, "SEEDED_BYTES_MAX", 200)
+    monkeypatch.setattr(catalogues, "SEEDED_BYTES_MAX", 200)
     catalogue = Catalogue(64)
     for n in range(40):
         catalogue.put(Item(f"i{63 - n}", {"category": f"c{n % 7}"}))

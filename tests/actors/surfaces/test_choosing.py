@@ -55,3 +55,15 @@ def test_an_item_that_was_taken_down_is_left_out() -> None:
     )
     bought_only = {"actions": ["p1", "p2"]}
     assert shown(shop, "ada", **bought_only) == (set(), {"p1": "bought", "p2": "taken down"})
+
+
+def test_a_decision_and_its_wait_for_a_reward_are_one_record() -> None:
+    shop = shop_with_policy()
+    before = len(shop.journal.records)
+    shop.decide("ada", ASK, messageId="m1")
+    # Whatever a crash leaves of the log, it leaves the answer of the repeat and its reward both.
+    assert len(shop.journal.records) == before + 1
+    (waiting,), _, _ = shop.replayed().rewards.decisions.entries()
+    (decided,) = shop.ask(Op.DECIDE, userId="ada", decisions=[ASK], messageId="m1")["decisions"]
+    assert decided["decisionId"] == f"{waiting.place:016x}{waiting.number:016x}"
+    assert [entry["id"] for entry in decided["ranking"]][: len(waiting.arms)] == waiting.arms
