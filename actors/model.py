@@ -176,7 +176,7 @@ class Taken(NamedTuple):
     """What one shard answers: which life of it this is, its items, and its deltas by tenant.
 
     A shard that was restarted has learned again from its log what was merged before: of such a
-    delta only the number counts, and `stale` says so.
+    delta only the number counts, and `stale` says so. `number` counts the answers of one life.
     """
 
     life: str
@@ -185,6 +185,7 @@ class Taken(NamedTuple):
     deltas: dict[str, Delta]
     contexts: dict[str, NDArray[np.float32]]
     treatments: dict[str, treatment.Delta] = {}
+    number: int = 0
 
 
 class Fresh(NamedTuple):
@@ -198,7 +199,8 @@ class Fresh(NamedTuple):
 class Learner(Protocol):
     """One shard, as the model sees it. Methods raise Unavailable while it is dead."""
 
-    async def take_deltas(self, known_life: str) -> Taken: ...
+    async def take_deltas(self, known_life: str, had: int) -> Taken:
+        """As `actors.lessons.Lessons.take`."""
 
     async def install(self, tenant: str, published: Any, name: str, included: int) -> None: ...
 
@@ -224,6 +226,7 @@ class Merger:
         self._clock = clock
         self._models: dict[str, Model] = {}
         self._lives: dict[str, str] = {}
+        self._had: dict[str, int] = {}
         self._items: dict[str, int] = {}
         self._included: dict[tuple[str, str], int] = {}
         # Taken from the shards and not yet in the model: each must come once, and none get lost.
@@ -274,6 +277,7 @@ class Merger:
                 await asyncio.to_thread(self.save)
 
     def _note(self, name: str, taken: Taken) -> None:
+        self._had[name] = taken.number
         if taken.life != self._lives.get(name):
             self._lives[name] = taken.life
             self._included = {k: v for k, v in self._included.items() if k[0] != name}
@@ -331,7 +335,8 @@ class Merger:
 
     async def _take(self, name: str) -> Taken | None:
         try:
-            return await self._learners[name].take_deltas(self._lives.get(name, ""))
+            learner = self._learners[name]
+            return await learner.take_deltas(self._lives.get(name, ""), self._had.get(name, 0))
         except Unavailable:
             return None  # It is being restarted; the next round finds it.
         except Exception:

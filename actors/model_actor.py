@@ -24,8 +24,8 @@ class RayLearner:
         self._actor_name = actor_name
         self._actor: Any = None
 
-    async def take_deltas(self, known_life: str) -> Taken:
-        return await self._call("take_deltas", known_life)  # type: ignore[no-any-return]
+    async def take_deltas(self, known_life: str, had: int) -> Taken:
+        return await self._call("take_deltas", known_life, had)  # type: ignore[no-any-return]
 
     async def install(self, tenant: str, published: Any, name: str, included: int) -> None:
         await self._call("install_model", tenant, published, name, included)

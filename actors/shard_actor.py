@@ -29,10 +29,10 @@ from actors.copies import CopyFolder
 from actors.custody import Place, Pulse
 from actors.documents import Stored
 from actors.endpoint import Endpoint
-from actors.engine import history
 from actors.engine.base import Base
 from actors.engine.shared import shared
 from actors.engine.sums import Sums
+from actors.lessons import Lessons
 from actors.model import Taken
 from actors.owner import Owned, Surroundings, take_ownership
 from actors.principals import Principals
@@ -76,8 +76,7 @@ class ShardActor:
         self.sweeper: asyncio.Task[None] | None = None
         self.compacter: asyncio.Task[None] | None = None
         self.archiver: asyncio.Task[None] | None = None
-        self.life = secrets.token_hex(8)
-        self.taken_at = 0
+        self.lessons = Lessons(self.shard, secrets.token_hex(8))
         self.tuning: asyncio.Task[None] | None = None
         self.contacting: list[asyncio.Task[None]] = []
         self.folder = CopyFolder(self.config, shard_id, self.place.copy_id)
@@ -230,27 +229,9 @@ class ShardActor:
         engine = self.shard.tenant(tenant).engine
         self.tuning = asyncio.create_task(asyncio.to_thread(engine.tune))
 
-    async def take_deltas(self, known_life: str) -> Taken:
+    async def take_deltas(self, known_life: str, had: int) -> Taken:
         """What the engines learned since this was last asked; for the model actor."""
-        stale = known_life not in ("", self.life)
-        events_total = self.shard.store.events_total
-        deltas = {}
-        if stale or events_total != self.taken_at:
-            deltas = {name: t.engine.take_delta() for name, t in self.shard.tenants.items()}
-            self.taken_at = events_total
-        if stale:
-            # Only the number counts, so the rest need not travel.
-            nothing = history.empty()
-            deltas = {name: delta._replace(history=nothing) for name, delta in deltas.items()}
-        contexts = {}
-        for name, tenant in self.shard.tenants.items():
-            counts = tenant.context.take() if name in deltas else None
-            if counts is not None:
-                contexts[name] = counts
-        learned = {name: tenant.treatment.take() for name, tenant in self.shard.tenants.items()}
-        treatments = {name: delta for name, delta in learned.items() if delta is not None}
-        items = {name: tenant.catalogue.n for name, tenant in self.shard.tenants.items()}
-        return Taken(self.life, stale, items, deltas, contexts, treatments)
+        return self.lessons.take(known_life, had)
 
     async def install_model(
         self,

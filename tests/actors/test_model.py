@@ -7,6 +7,7 @@ import gzip
 import io
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from actors.catalogue import Catalogue
 from actors.context import ContextCounts, codes_of
 from actors.engine.engine import NextAction
 from actors.engine.sums import BELIEFS, Sums
+from actors.lessons import Lessons
 from actors.model import VERSIONS_KEPT, Merger, Model, Taken, Versions
 from actors.store import ProfileStore
 from actors.treatment import belief
@@ -36,6 +38,7 @@ class Shard:
         self.log: list[tuple[int, int, int]] = []
         self.lives = 0
         self.dead = False
+        self.lost_replies = 0
         self.start()
 
     def start(self) -> None:
@@ -47,6 +50,9 @@ class Shard:
         self.engine = NextAction(self.store, self.catalogue, ITEMS, 2048)
         self.context = ContextCounts()
         self.treatment = Treatment()
+        # All of a tenant that learns, and of a shard.
+        shard: Any = SimpleNamespace(store=self, tenants={"t": self})
+        self.lessons = Lessons(shard, f"life {self.lives}")
         replayed, self.log = self.log, []
         for event in replayed:
             self.see(*event)
@@ -63,17 +69,18 @@ class Shard:
         choice = self.treatment.choose(POLICY, NO_FEATURES, arms, rng)
         self.treatment.learn(POLICY, choice.trace, 0, float(item % 2))
 
-    async def take_deltas(self, known_life: str) -> Taken:
+    @property
+    def events_total(self) -> int:
+        return len(self.log)
+
+    async def take_deltas(self, known_life: str, had: int) -> Taken:
         if self.dead:
             raise Unavailable("dead")
-        life = f"life {self.lives}"
-        stale = known_life not in ("", life)
-        counts = self.context.take()
-        contexts = {} if counts is None else {"t": counts}
-        delta = self.treatment.take()
-        treatments = {} if delta is None else {"t": delta}
-        deltas = {"t": self.engine.take_delta()}
-        return Taken(life, stale, {"t": ITEMS}, deltas, contexts, treatments)
+        taken = self.lessons.take(known_life, had)
+        if self.lost_replies:
+            self.lost_replies -= 1
+            raise Unavailable("the reply was lost")
+        return taken
 
     async def install(self, tenant: str, published: Any, name: str, included: int) -> None:
         if self.dead:
@@ -151,6 +158,31 @@ def test_a_restarted_shard_is_not_counted_twice_and_gets_the_model_back(tmp_path
         visit(shards[1], generator, 50)
         await merger.merge()
         assert learned(merger) == seen(shards)
+
+    asyncio.run(act())
+
+
+def test_a_lost_reply_costs_nothing_and_is_not_counted_twice(tmp_path: Path) -> None:
+    async def act() -> None:
+        generator = random.Random(4)
+        shards = [Shard(n) for n in range(2)]
+        merger = new_merger(shards, tmp_path)
+        for lost in (0, 1, 3, 0):
+            for shard in shards:
+                visit(shard, generator, 100)
+            shards[0].lost_replies = lost
+            for _ in range(lost):
+                await merger.merge()
+                visit(shards[0], generator, 10)
+            # The answer that was lost, and then what came after it.
+            await merger.merge()
+            await merger.merge()
+            assert learned(merger) == seen(shards)
+            assert trials(merger) == len(seen(shards))
+            counts = np.bincount(seen(shards), minlength=ITEMS)
+            for shard in shards:
+                assert shard.engine._live.counts[:ITEMS].tolist() == counts.tolist()
+                assert shard.treatment._sums == pytest.approx(merger._models["t"].treatment)
 
     asyncio.run(act())
 
