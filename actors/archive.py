@@ -35,7 +35,8 @@ CHUNK = 1 << 20
 PIECE_BYTES_MAX = 64 << 20
 """What fails is begun again with the piece; and a restore holds one in memory."""
 MANIFESTS_KEPT = 2
-"""A reader of the one before the last still finds its pieces."""
+"""A reader of the one before the last still finds its pieces, for as long as a restore takes."""
+RESTORE_S = 3600.0
 LISTINGS_MAX = 5
 CLUSTER = "cluster"
 _MANIFEST = re.compile(r"manifest-([0-9a-f]{16})-([0-9a-f]{16})\.json$")
@@ -142,14 +143,22 @@ class Store:
 
 
 class Archive:
-    """Keeps one scope of an archive like what is on disk. `step` is called from one thread."""
+    """Keeps one scope of an archive like what is on disk. `step` is called from one thread.
 
-    def __init__(self, store: Store, scope: str, data_path: Path) -> None:
+    before_s  how long the state before the last is kept: who was erased may still be in it
+    """
+
+    def __init__(
+        self, store: Store, scope: str, data_path: Path, before_s: float = RESTORE_S
+    ) -> None:
         self._store = store
         self._scope = scope
         self._data_path = data_path
         self._pieces: list[Piece] = []
         self._number = 0
+        self._before_s = before_s
+        self._alone_s: float | None = 0.0
+        """When the state before the last is to go, seconds since 1970; None: it has."""
         self._opened = False
         self._covered_s: float | None = None
         self._started_s = time.monotonic()
@@ -211,7 +220,11 @@ class Archive:
             names.append(name)
             self._pieces = pieces
             self.next_seq = state.next_seq
-            self._drop_superfluous(names)
+            self._drop_superfluous(names, MANIFESTS_KEPT)
+            self._alone_s = manifest.time_s + self._before_s
+        elif self._alone_s is not None and time.time() >= self._alone_s:
+            self._drop_superfluous(names, 1)
+            self._alone_s = None
         self._covered_s = began_s
 
     def _open(self, names: Iterable[str]) -> None:
@@ -219,6 +232,7 @@ class Archive:
         found = newest_manifest(self._store, self._scope, names)
         if found is not None:
             self._number = found.number
+            self._alone_s = found.time_s + self._before_s
             # A machine that lost power may have lost what it had archived before the flush.
             self._pieces = [piece for piece in found.pieces if self._is_as_here(piece)]
         self._opened = True
@@ -255,10 +269,11 @@ class Archive:
                 start = end
         return kept
 
-    def _drop_superfluous(self, names: list[str]) -> None:
+    def _drop_superfluous(self, names: list[str], count: int) -> None:
+        """Delete what none of the last `count` manifests names."""
         manifests = sorted(name for name in names if _MANIFEST.match(name))
-        needed = {*manifests[-MANIFESTS_KEPT:], *(piece.name for piece in self._pieces)}
-        for name in manifests[-MANIFESTS_KEPT:-1]:
+        needed = {*manifests[-count:], *(piece.name for piece in self._pieces)}
+        for name in manifests[-count:-1]:
             manifest = _decode(self._store.read(f"{self._scope}/{name}"), name)
             needed |= {piece.name for piece in manifest.pieces}
         for name in names:

@@ -20,6 +20,7 @@ import msgspec
 from actors.compact import run_compaction
 from actors.copies import CopyFolder, CopyState
 from actors.log_files import batches_from, encoded, log_end
+from actors.records import purges
 from actors.wal import (
     End,
     WalCorrupt,
@@ -28,6 +29,7 @@ from actors.wal import (
     segments,
 )
 from actors.wal_writer import CopyWriter, Written
+from actors.watermark import check_end
 from actors.wire import ServerWire
 from cluster.config import Config
 from cluster.errors import OnehopError, Unavailable
@@ -51,6 +53,8 @@ LOG = logging.getLogger("onehop.actors")
 COMPACT_S = 5.0
 COMPACT_RETRY_S = 60.0
 LOCK_S = 5.0
+SEED = "seed.tmp"
+"""The owner's snapshot, while it comes."""
 _decode = msgspec.msgpack.Decoder(Request).decode
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -79,6 +83,8 @@ class Follower:
         folder.lock(LOCK_S)
         try:
             end = log_end(folder.path)
+            check_end(folder.path, end)
+            (folder.path / SEED).unlink(missing_ok=True)
             self.state = folder.state
             sealed = max(self.state.sealed, end.epoch)
             self.gate = Backup(sealed, end.next_seq, end.crc, self._loop.time())
@@ -91,8 +97,13 @@ class Follower:
     def running(self) -> bool:
         return self._writer is not None and self.failed is None
 
-    def receive(self, request: Request, body: bytes, reply: Callable[..., None]) -> None:
-        """reply(Reply, body) is called when it is due; of appends, in their order."""
+    def receive(
+        self, request: Request, body: bytes, reply: Callable[..., None], purges: bool = False
+    ) -> None:
+        """reply(Reply, body) is called when it is due; of appends, in their order.
+
+        purges  whether the batch in `body` says that the log begins a new segment with it
+        """
         gate, now_s = self.gate, self._loop.time()
         if self._writer is None and not isinstance(request, Seal):
             # Taken over by an owner on this node: whoever asks still is one no more.
@@ -102,7 +113,7 @@ class Follower:
             return
         match request:
             case Append():
-                self._append(request, body, reply)
+                self._append(request, body, reply, purges)
             case Beat():
                 reply(gate.beat(request, now_s), b"")
             case Seal():
@@ -116,7 +127,9 @@ class Follower:
             case Fetch():
                 self._fetch(request, reply)
 
-    def _append(self, request: Append, body: bytes, reply: Callable[..., None]) -> None:
+    def _append(
+        self, request: Append, body: bytes, reply: Callable[..., None], purges: bool
+    ) -> None:
         outcome = self.gate.append(request)
         if not isinstance(outcome, bool):
             reply(outcome, b"")
@@ -124,7 +137,8 @@ class Follower:
         assert self._writer is not None
         if outcome:
             self._writer.append_batch(
-                Written(body, request.first_seq, request.count, request.previous, request.crc)
+                Written(body, request.first_seq, request.count, request.previous, request.crc),
+                purges,
             )
         epoch, sent_s = request.epoch, request.sent_s
         last_seq = request.first_seq + request.count - 1
@@ -173,7 +187,7 @@ class Follower:
         """Write a piece of the snapshot that this empty copy begins with; False = it can't."""
         if epoch != self.gate.sealed or self.gate.next_seq != 1 or piece.offset != self._piece_at:
             return False
-        temporary = self._folder.path / "seed.tmp"
+        temporary = self._folder.path / SEED
         flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if piece.offset == 0 else 0)
         descriptor = os.open(temporary, flags, 0o600)
         try:
@@ -233,13 +247,8 @@ class Follower:
             return  # The loop has ended.
 
     async def _compact(self) -> None:
-        sealed_s = self._loop.time()
         while True:
             await asyncio.sleep(COMPACT_S)
-            if self._writer and self._loop.time() - sealed_s > self._config.erase_within_s / 4:
-                # Who was erased must leave this copy's files too, however little is written.
-                self._writer.seal()
-                sealed_s = self._loop.time()
             try:
                 if len(segments(self._folder.path)) > 1:
                     await run_compaction(self._folder.path, self._config)
@@ -347,9 +356,8 @@ class Backups:
         try:
             if op == Op.REPLICATE:
                 request = _decode(meta)
-                if isinstance(request, Append):
-                    check_batch(request, body)
-                follower.receive(request, body, partial(_reply, wire))
+                purges = isinstance(request, Append) and check_batch(request, body)
+                follower.receive(request, body, partial(_reply, wire), purges)
             elif op == Op.SNAPSHOT:
                 epoch, piece = msgspec.msgpack.decode(meta, type=tuple[int, Piece])
                 if not follower.take_piece(epoch, piece, body):
@@ -363,12 +371,17 @@ class Backups:
             wire.close()
 
 
-def check_batch(request: Append, body: bytes) -> None:
-    """Raises WalCorrupt unless the bytes are the batch that the request says."""
+def check_batch(request: Append, body: bytes) -> bool:
+    """Raises WalCorrupt unless the bytes are the batch that the request says.
+
+    Returns whether the batch has a record `Purging`: then who was erased leaves this copy's files
+    as the owner's, with the segments before.
+    """
     batch = decode_batch(body)
     said = (request.first_seq, request.count, request.previous)
     if (batch.first_seq, len(batch.records), batch.previous) != said:
         raise WalCorrupt("a batch", request.first_seq, "is another than its request says")
+    return any(map(purges, batch.records))
 
 
 def _reply(wire: ServerWire, reply: Reply, body: bytes) -> None:

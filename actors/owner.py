@@ -20,8 +20,9 @@ from actors.log_files import encoded
 from actors.recovery import LOCK_WAIT_S, recover
 from actors.replicator import Peer, Replicator
 from actors.shard import Shard
-from actors.wal import End, decode_batch
+from actors.wal import End, WalCorrupt, decode_batch
 from actors.wal_writer import CopyWriter
+from actors.watermark import check_end
 from cluster.config import Config
 from cluster.ownership import Claim, Copy, EpochStore, NotEntitled, change, take_over
 from cluster.replication import LEASE_S, Primary
@@ -63,7 +64,7 @@ async def take_ownership(
 
     peer  where the backup listens that the claim names, if it is known
     Raises NotEntitled if the table does not name the copy, Unavailable if another process holds
-    it, WalCorrupt if its log can't be trusted.
+    it, WalCorrupt if its log can't be trusted or lacks what was acknowledged.
     """
     loop = asyncio.get_running_loop()
     table = (await around.store.read())[1]
@@ -103,6 +104,13 @@ async def take_ownership(
     while (wait_s := takeover.wait_s(loop.time())) > 0 or takeover.step is not Step.SERVE:
         await asyncio.sleep(wait_s)
     await replicator.met()
+    try:
+        # What is missing at the end the backup may have given by now.
+        check_end(folder.path, log.end)
+    except WalCorrupt:
+        replicator.close()
+        folder.unlock()
+        raise
     folder.save(replace(folder.state, served=True))
     journal = Journal(
         folder.path,

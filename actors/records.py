@@ -246,6 +246,12 @@ AnyRecord = (
 
 encode = msgspec.msgpack.Encoder().encode
 decode = msgspec.msgpack.Decoder(AnyRecord).decode
+_PURGING = encode(Purging(0))[:-1]
+
+
+def purges(record: bytes) -> bool:
+    """Whether an encoded record is a `Purging`."""
+    return record.startswith(_PURGING)
 
 
 def pack_columns(chunk: dict[str, NDArray[Any]]) -> list[bytes]:

@@ -19,7 +19,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from actors.archive import Archive, Store, shard_state
+from actors.archive import RESTORE_S, Archive, Store, shard_state
 from actors.backup_actor import release_backup, store_of
 from actors.budget_desk import Standing
 from actors.catalogue import CatalogueDump
@@ -304,7 +304,8 @@ class ShardActor:
         scope = f"shards/{self.shard.shard_id}"
         folder, data_path = self._folder(), self.config.data_path
         store = await asyncio.to_thread(Store, self.config.archive_uri)
-        self.shard.archive = archive = Archive(store, scope, data_path)
+        before_s = min(RESTORE_S, self.config.erase_within_s / 4)
+        self.shard.archive = archive = Archive(store, scope, data_path, before_s)
         while True:
             # Its own epoch, and not the map's: that of what it writes.
             epoch = self.shard.journal.epoch

@@ -28,11 +28,11 @@ from actors.wal import (
     segment_path,
     segments,
 )
+from actors.watermark import IDLE_S, Watermark
 
 LOG = logging.getLogger("onehop.actors")
 
 SEGMENT_BYTES = 64 << 20
-SPARE_RETRY_S = 1.0
 
 
 class Written(NamedTuple):
@@ -86,6 +86,8 @@ class WalWriter:
         self.disk = DiskStats()
         folder.mkdir(parents=True, exist_ok=True)
         self._descriptor, self._offset = self._open_end(end)
+        # What recovery found is on the disk now, and may be told from now on.
+        self._mark = Watermark(folder, end.next_seq - 1)
         self._spare: int | None = None
         self._refill_spare()
         self._thread = threading.Thread(target=self._run, name="wal", daemon=True)
@@ -123,6 +125,7 @@ class WalWriter:
             self._closing = True
             self._wake.notify()
         self._thread.join()
+        self._mark.close()
         for descriptor in (self._descriptor, self._spare):
             if descriptor is not None:
                 os.close(descriptor)
@@ -130,10 +133,10 @@ class WalWriter:
     def _run(self) -> None:
         while True:
             with self._wake:
-                # With no spare there is something to retry, so the wait has an end.
-                timeout_s = SPARE_RETRY_S if self._spare is None else None
+                # With something left to do, the wait has an end.
+                due = self._spare is None or not self._mark.flushed
                 while not self._pending and not self._closing:
-                    if not self._wake.wait(timeout_s) and timeout_s is not None:
+                    if not self._wake.wait(IDLE_S if due else None):
                         break
                 records, self._pending = self._pending, []
                 closing = self._closing
@@ -141,10 +144,13 @@ class WalWriter:
             try:
                 if records:
                     self._write(records, last_seq - len(records) + 1)
+                    self._mark.note(last_seq)
                     self.durable_seq = last_seq
                     self._on_durable(last_seq)
-                elif closing:
-                    return
+                else:
+                    self._mark.flush()
+                    if closing:
+                        return
                 if self._spare is None:
                     self._refill_spare()
             except Exception as error:
@@ -254,20 +260,25 @@ class CopyWriter(WalWriter):
         path = segments(self._folder)[-1]
         return End(self._next_seq, self.epoch, path, self._offset, self._crc)
 
-    def append_batch(self, batch: Written) -> None:
-        """Take one batch, the next. It is durable after `on_durable`. Raises OSError."""
+    def append_batch(self, batch: Written, begins: bool = False) -> None:
+        """Take one batch, the next. It is durable after `on_durable`. Raises OSError.
+
+        begins  a new segment is to begin with it
+        """
         with self._wake:
             if self.failed is not None:
                 raise self.failed
             if batch.first_seq != self._next_seq:
                 raise OSError(f"batch {batch.first_seq} is not {self._next_seq}, the next")
-            self._pending.append(batch)
+            self._pending.append((batch, begins))
             self._next_seq += batch.records_n
             self._wake.notify()
 
     def _write(self, records: list[Any], first_seq: int) -> None:
         # Each is synced before the next is written: only the very last may ever be torn.
-        for batch in records:
+        for batch, begins in records:
+            if begins:
+                self.seal()
             self._write_batch(batch)
             self._durable_end = (batch.first_seq + batch.records_n - 1, batch.crc)
 

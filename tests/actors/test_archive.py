@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import time
 from pathlib import Path
 
 import msgspec
@@ -127,6 +128,34 @@ def test_what_a_power_loss_took_back_is_archived_anew(kept: Kept, tmp_path: Path
     kept.log.writer.close()
 
 
+def test_the_state_before_the_last_leaves_in_time_though_nothing_more_is_written(
+    kept: Kept,
+) -> None:
+    kept.archive = Archive(Store(kept.uri), SCOPE, kept.data, before_s=0.2)
+    kept.write(60)
+    kept.step()
+    secret = kept.written[0][:16]
+    *_, active = segments(kept.shard)
+    # As a compaction does after somebody was erased: the snapshot tells of them no more.
+    (kept.shard / active.name.replace("wal-", "snap-").replace(".log", ".bin")).write_bytes(b"s")
+    assert drop_superfluous(kept.shard) > 0
+    kept.step()
+
+    def told() -> bool:
+        return any(secret in kept.archive._store.read(f"{SCOPE}/{n}") for n in kept.objects())
+
+    # Who restores at this moment still finds the state that they began with.
+    assert told()
+    kept.step()
+    assert told()
+    time.sleep(0.2)
+    # Also an archive that begins anew meanwhile knows when its time is up.
+    kept.archive = Archive(Store(kept.uri), SCOPE, kept.data, before_s=0.2)
+    kept.step()
+    assert not told()
+    assert kept.archive.lag_s(kept.archive.next_seq) == 0.0
+
+
 def test_what_a_snapshot_made_superfluous_leaves_the_archive_too(
     kept: Kept, tmp_path: Path
 ) -> None:
@@ -145,7 +174,7 @@ def test_what_a_snapshot_made_superfluous_leaves_the_archive_too(
     assert len(gone) == 2
     restore(kept.uri, tmp_path / "again")
     names = {path.name for path in (tmp_path / "again" / "shards" / "0").iterdir()}
-    assert names == {path.name for path in kept.shard.iterdir()} - {"spare"}
+    assert names == {path.name for path in kept.shard.iterdir()} - {"spare", "acknowledged"}
     kept.log.writer.close()
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from actors import replicator
-from actors.compact import compact
+from actors import backup, replicator
+from actors.compact import compact, tidy
 from actors.copies import CopyFolder, copies_here
 from actors.custody import Custody, Place, Pulse
 from actors.epoch_store import FileEpochStore
@@ -20,7 +20,7 @@ from actors.owner import Owned, Surroundings, take_ownership
 from actors.people import Caller
 from actors.replicator import Peer
 from actors.shard import Shard
-from actors.wal import SECTOR, segments
+from actors.wal import SECTOR, WalCorrupt, segments
 from actors.warm_up import warm_up
 from cluster.config import Config
 from cluster.errors import Unavailable
@@ -205,6 +205,37 @@ def test_an_owner_whose_backup_took_over_acknowledges_nothing_and_leaves(tmp_pat
     with_world(tmp_path, act)
 
 
+def lose_the_end(folder: Path) -> None:
+    """Turn the last sector of a log into zeros, which looks like a torn write."""
+    path = segments(folder)[-1]
+    end = len(path.read_bytes().rstrip(b"\0"))
+    with path.open("r+b") as file:
+        start = (end - 1) // SECTOR * SECTOR
+        file.seek(start)
+        file.write(bytes(end - start))
+
+
+def test_a_copy_that_lost_acknowledged_bytes_neither_serves_nor_backs_up(tmp_path: Path) -> None:
+    async def act(world: World) -> None:
+        owner = await world.start()
+        await world.pair(owner)
+        for number in range(20):
+            assert await owner.track("ada", f"m{number}") == 200
+        owner.stop()
+        lose_the_end(owner.folder.path)
+        peer = owner.owned.replicator.peer
+        assert peer is not None
+        # Nobody can mend it: it must not pass for a log whose last write was torn.
+        world.nodes.dead.add(peer.copy.node_id)
+        with pytest.raises(WalCorrupt, match="acknowledged"):
+            await world.start()
+        # And as a backup it has no say in what was acknowledged.
+        with pytest.raises(WalCorrupt, match="acknowledged"):
+            await world.nodes.follow(owner.node_id, "0", owner.folder.copy_id, None)
+
+    with_world(tmp_path, act)
+
+
 def test_an_owner_takes_in_what_its_backup_has_beyond_its_own_log(tmp_path: Path) -> None:
     async def act(world: World) -> None:
         owner = await world.start()
@@ -212,13 +243,8 @@ def test_an_owner_takes_in_what_its_backup_has_beyond_its_own_log(tmp_path: Path
         for number in range(20):
             assert await owner.track("ada", f"m{number}") == 200
         owner.stop()
-        # A sector of zeros in the last batches looks like a torn write; the backup knows better.
-        path = segments(owner.folder.path)[-1]
-        end = len(path.read_bytes().rstrip(b"\0"))
-        with path.open("r+b") as file:
-            start = (end - 1) // SECTOR * SECTOR
-            file.seek(start)
-            file.write(bytes(end - start))
+        # The backup has what was lost.
+        lose_the_end(owner.folder.path)
         again = await world.start()
         assert again.node_id == owner.node_id
         assert again.version("ada") == 20
@@ -229,6 +255,46 @@ def test_an_owner_takes_in_what_its_backup_has_beyond_its_own_log(tmp_path: Path
         again.stop()
         # And the log that was mended is a log.
         assert (await world.start()).version("ada") == 21
+
+    with_world(tmp_path, act)
+
+
+def test_every_byte_of_the_erased_leaves_the_backups_files_with_the_owners(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backup, "COMPACT_S", 0.05)
+    secret = "a-very-private-word"
+
+    def told(node_id: str) -> bool:
+        files = [path for path in (tmp_path / node_id).rglob("*") if path.is_file()]
+        return any(secret.encode() in path.read_bytes() for path in files)
+
+    async def act(world: World) -> None:
+        owner = await world.start()
+        await world.pair(owner)
+        peer = owner.owned.replicator.peer
+        assert peer is not None
+        nodes = (owner.node_id, peer.copy.node_id)
+
+        def ask(op: Op, body: dict[str, object]) -> None:
+            raw = msgspec.json.encode({"userId": "ada"} | body)
+            assert owner.shard.handle(op, SERVER, raw, 0)[0] == 200
+
+        ask(Op.IDENTIFY, {"traits": {"x": secret}})
+        assert await owner.track("bob", "m1") == 200
+        ask(Op.PROFILE_DELETE, {})
+        await owner.owned.journal.sync()
+        assert [told(node) for node in nodes] == [True, True]
+        # What makes files be written anew is the erasure's age.
+        owner.shard.tombstones.unpurged_s -= CONFIG.erase_within_s
+        await tidy(owner.shard, owner.folder.path, owner.shard.config)
+        await world.wait(owner, lambda: not any(map(told, nodes)))
+        assert await owner.track("bob", "m2") == 200
+        owner.stop()
+        world.nodes.dead.add(owner.node_id)
+        successor = await world.start()
+        assert [successor.version(person) for person in ("ada", "bob")] == [0, 2]
+        successor.stop()
 
     with_world(tmp_path, act)
 

@@ -272,7 +272,7 @@ def test_no_room_for_a_spare_segment_is_told_before_the_log_is_full(
         real(descriptor, offset, size)
 
     monkeypatch.setattr(os, "posix_fallocate", allocate)
-    monkeypatch.setattr(wal_writer, "SPARE_RETRY_S", 0.01)
+    monkeypatch.setattr(wal_writer, "IDLE_S", 0.01)
     for _ in range(20):
         log.batch(record(1, 4000))
     assert wal_full(log)
