@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 
+from actors.comparison import Compared
+
 MICROS = 1_000_000
 BUCKET_S = 60
 """Reservations are released together with those of the same minute."""
@@ -92,12 +94,15 @@ class Books(msgspec.Struct, array_like=True):
 
     spreads      by guardrails and segment: shares of the list price, in parts per million
     experiments  by experiment and variant: outcomes per exposed person
+    compared     by policy: what its last versions earned, and what they would have; no effects,
+                 the closing of a decision counts itself
     New fields go to the end, with a default: yesterday's snapshots are shorter.
     """
 
     budgets: dict[str, Budget] = {}
     spreads: dict[str, dict[str, Tally]] = {}
     experiments: dict[str, dict[str, Tally]] = {}
+    compared: dict[str, list[Compared]] = {}
 
     def apply(self, effects: list[Effect], now_s: int) -> None:
         """Count what happened."""

@@ -22,7 +22,7 @@ from actors.contact_rules import (
     book,
     possible,
 )
-from actors.ledger import Contact, Opened, Reach
+from actors.ledger import Contact, Opened, Reach, opened_by
 from actors.messages import Wire
 from actors.outbox import Message
 from actors.schedule import local_time
@@ -51,7 +51,7 @@ class Choice(NamedTuple):
     """What was chosen. option None: nothing is sent, and suppressed_by says why.
 
     propensity  of this choice among what was allowed; 1 without a policy
-    arm, trace  for the rewards of a policy; "" and b"" without one
+    opened      for the rewards of a policy; None without one
     """
 
     option: Option | None
@@ -60,8 +60,7 @@ class Choice(NamedTuple):
     policy: Policy | None = None
     propensity: float = 1.0
     chance: float | None = None
-    arm: str = ""
-    trace: bytes = b""
+    opened: Opened | None = None
 
 
 class MessageData(Wire):
@@ -118,12 +117,12 @@ def choose(
     if policy is None or prepared.arms is None:
         choice = Choice(allowed[0][1], "", rejected)
     else:
-        choice = _learned(tenant, prepared.arms, policy, allowed, rejected, cause, who, traits)
+        made = (number, allowed, rejected, cause, who, traits)
+        choice = _learned(tenant, prepared.arms, policy, *made)
         if chance is not None and choice.chance is not None and not chance.holds(choice.chance):
             return choice._replace(option=None, suppressed_by=UNLIKELY)
-    if choice.policy is not None:
-        opened = Opened(number, choice.policy, [choice.arm], [""], choice.trace)
-        who.ledger.opened.append(opened)
+    if choice.opened is not None:
+        who.ledger.opened.append(choice.opened)
     if choice.option is not None:
         contact = Contact(choice.option.send_at_s, choice.option.channel, cause.trigger)
         book(who.ledger.change(), contact)
@@ -134,6 +133,7 @@ def _learned(
     tenant: Tenant,
     arms: Arms,
     policy: Policy,
+    number: int,
     allowed: list[tuple[int, Option]],
     rejected: list[Rejected],
     cause: Cause,
@@ -153,8 +153,7 @@ def _learned(
         eligible=np.array(eligible, np.int32),
         remembered=who.ledger.read().memories.get(policy.id, b""),
     )
-    arm = int(chosen.order[0])
-    option = by_arm.get(arm)
+    option = by_arm.get(int(chosen.order[0]))
     return Choice(
         option,
         "" if option is not None else HELD_BACK,
@@ -162,8 +161,7 @@ def _learned(
         policy,
         float(chosen.propensities[0]),
         float(chosen.chances[0]),
-        arms.ids[arm],
-        chosen.trace,
+        opened_by(policy, number, arms.ids, chosen),
     )
 
 

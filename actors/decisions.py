@@ -85,10 +85,15 @@ class Pin(Strict):
 
 
 class Slot(Strict):
-    """One place on the page. baseline_action stands there for people of a holdout."""
+    """One place on the page.
+
+    baseline_action   stands there for people of a holdout, and where a policy does not act
+    excluded_actions  never stand there; policies of documents have this
+    """
 
     id: Annotated[str, Meta(min_length=1, max_length=64)]
     baseline_action: Name | None = None
+    excluded_actions: Annotated[list[str], Meta(max_length=ACTIONS_MAX)] = []
 
 
 class Spec(Strict, tag_field="surface"):

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from actors.treatment import choosing
 from actors.treatment.policy import Policy
-from actors.treatment.treatment import Traced, Treatment, traced
+from actors.treatment.traces import Traced, traced
+from actors.treatment.treatment import Treatment
 
 Z95 = 1.959964
 
@@ -138,21 +139,19 @@ def _slots(treatment: Treatment, policy: Policy, seen: Traced) -> list[tuple[flo
     beliefs = treatment.replayed(policy, seen)
     m = len(seen.arms)
     low, high = policy.spec.reward_min, policy.spec.reward_max
-    merit, chance = np.empty(m), np.empty(m)
+    chance = np.empty(m)
     choosing.merits(beliefs, np.ones(m), choosing.GREEDY, 0.0, chance)
-    choosing.merits(beliefs, seen.worth, policy.rule, policy.alpha, merit)
-    cdf = np.empty((choosing.CELLS + 1, m) if policy.rule == choosing.THOMPSON else (1, 1))
-    if policy.rule == choosing.THOMPSON:
-        choosing.distribute(beliefs, seen.worth, policy.alpha, cdf)
     predicted = low + (high - low) * chance
-    left = np.arange(m) < seen.free
+    alike, odds = np.empty(len(seen.shown)), np.empty((len(seen.shown), seen.free))
+    choosing.along(
+        beliefs[: seen.free],
+        seen.worth[: seen.free],
+        *(policy.rule, policy.alpha, policy.floor),
+        *(seen.allowed, seen.shown, alike, odds),
+    )
     found: list[tuple[float, float, float]] = []
-    for shown in seen.shown.tolist():
-        if shown >= seen.free:
-            found.append((1.0, float(predicted[shown]), float(predicted[shown])))
-            continue
-        p = np.empty(m)
-        choosing.probabilities(policy.rule, policy.floor, cdf, merit, left, int(left.sum()), p)
-        found.append((float(p[shown]), float(predicted[shown]), float(p @ predicted)))
-        left[shown] = False
+    for place, shown in enumerate(seen.shown.tolist()):
+        own = float(predicted[shown])
+        drawn = own if shown >= seen.free else float(odds[place] @ predicted[: seen.free])
+        found.append((float(alike[place]), own, drawn))
     return found

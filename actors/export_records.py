@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from actors.evaluation import Logged
 from actors.reward_ops import Outcome
-from actors.treatment.treatment import traced
+from actors.treatment.traces import traced
 from cluster.errors import RequestError
 
 ROWS_MAX = 10_000

@@ -7,6 +7,7 @@ protects the person (consents, caps) never leaves to make room.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -16,6 +17,7 @@ from actors.outbox import Contacted
 from actors.store import ProfileStore
 from actors.treatment.features import Features, Value
 from actors.treatment.policy import Policy
+from actors.treatment.treatment import Choice
 from cluster.errors import RequestError
 
 LEDGER_BYTES_MAX = 4096
@@ -215,6 +217,15 @@ class Opened(NamedTuple):
     trace: bytes
     active: bool = True
     shadow: list[str] = []
+
+
+def opened_by(
+    policy: Policy, number: int, ids: Sequence[str], choice: Choice, slots: Sequence[str] = ("",)
+) -> Opened:
+    """A choice that rewards may come for. ids: of all arms; slots: their names, if they have any"""
+    arms = [ids[arm] for arm in choice.order.tolist()]
+    shadow = [ids[arm] for arm in choice.shadow.tolist()]
+    return Opened(number, policy, arms, list(slots), choice.trace, shadow=shadow)
 
 
 class OpenLedger:

@@ -24,6 +24,8 @@ class OpenDecision(msgspec.Struct, array_like=True):
     values       by slot: the reward so far, None = none came
     active       False: nobody has seen it yet, as far as is known
     tokens       numbers of the message ids of its rewards, the last TOKENS_MAX
+    version, mode
+                 of the policy's document when it was decided; "" = not known any more
     got, learned, remembered
                  by slot, as bits: what got a reward, what was given to the model, and what to
                  the person's memory
@@ -47,6 +49,8 @@ class OpenDecision(msgspec.Struct, array_like=True):
     learned: int = 0
     remembered: int = 0
     tokens: list[int] = []
+    version: int = 0
+    mode: str = ""
 
     @property
     def place(self) -> int:

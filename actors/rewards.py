@@ -11,11 +11,13 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from actors.comparison import compared_of, count
 from actors.ledger import Opened as Opening
 from actors.ledger import pack, unpack
 from actors.open_decisions import TOKENS_MAX, OpenDecision, OpenDecisions
 from actors.records import Activated, Closed, Rewarded
 from actors.treatment.policy import Policy, default_policy
+from actors.treatment.traces import NO_ODDS, traced
 from cluster.errors import RequestError, StoreFull
 
 if TYPE_CHECKING:
@@ -209,7 +211,21 @@ class Rewards:
             for place, value in enumerate(chosen):
                 if policy.spec.outcome == "reward" or value is not None:
                     self._learn(decision, policy, place)
+            self._compare(decision)
         self.decisions.close(decision)
+
+    def _compare(self, decision: OpenDecision) -> None:
+        """Count what was earned, and what a policy that did not act has to do with it."""
+        values = [value or 0.0 for value in decision.values]
+        alike, agreed = NO_ODDS, 0
+        if decision.shadow:
+            alike = traced(decision.trace).alike
+            pairs = zip(decision.arms, decision.shadow, strict=True)
+            agreed = sum(shown == drawn for shown, drawn in pairs)
+        books = self._state.tenant(decision.tenant).books
+        compared = compared_of(books.compared, decision.policy, decision.version, decision.mode)
+        if compared is not None:
+            count(compared, values, agreed, alike.cumprod().tolist())
 
     def _learn(self, decision: OpenDecision, policy: Policy, place: int) -> None:
         """Teach the model what came of a slot, once; of a choice: which slot was taken."""
@@ -274,6 +290,8 @@ def _waiting(tenant: str, key: bytes, opened: Opening, now_s: int, profiled: boo
         [None] * len(opened.arms),
         profiled,
         opened.active,
+        version=opened.policy.version,
+        mode=spec.mode,
     )
 
 

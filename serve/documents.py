@@ -29,8 +29,8 @@ async def put_document(gateway: Gateway, caller: Caller, request: Request) -> An
     body = await read_body(gateway, request)
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     content = yaml_to_json(body) if media in YAML_TYPES else body
-    dry_run = _flag(request, "dryRun")
-    return _answer(
+    dry_run = flag_of(request, "dryRun")
+    return answer_of_document(
         await gateway.control.put_document(
             caller.tenant, kind, document_id, content, _expected(request), dry_run
         )
@@ -40,7 +40,9 @@ async def put_document(gateway: Gateway, caller: Caller, request: Request) -> An
 async def get_document(gateway: Gateway, caller: Caller, request: Request) -> Answer:
     kind, document_id = kind_of(request), request.path_params["id"]
     version = _version(request.query_params.get("version"), "version")
-    return _answer(await gateway.control.get_document(caller.tenant, kind, document_id, version))
+    return answer_of_document(
+        await gateway.control.get_document(caller.tenant, kind, document_id, version)
+    )
 
 
 async def delete_document(gateway: Gateway, caller: Caller, request: Request) -> Answer:
@@ -61,7 +63,8 @@ def kind_of(request: Request) -> str:
     return path.split("/")[2]
 
 
-def _answer(document: bytes) -> Answer:
+def answer_of_document(document: bytes) -> Answer:
+    """A DocumentAnswer, its version as the ETag."""
     version = msgspec.json.decode(document, type=DocumentAnswer).version
     return Answer(200, document, ((b"etag", b'"%d"' % version),))
 
@@ -79,7 +82,8 @@ def _version(text: str | None, field: str) -> int | None:
     return int(found[1])
 
 
-def _flag(request: Request, name: str) -> bool:
+def flag_of(request: Request, name: str) -> bool:
+    """A parameter of the query that is true or false, and false without being named."""
     text = request.query_params.get(name, "false")
     if text not in ("true", "false"):
         raise RequestError(422, "a flag is true or false", name, text, "true or false")

@@ -32,6 +32,7 @@ from serve.documents import DOCUMENT_OPERATIONS
 from serve.ofrep import OFREP_OPERATIONS
 from serve.operation import Operation
 from serve.personalizer import PERSONALIZER_OPERATIONS
+from serve.policies import POLICY_OPERATIONS
 from serve.reports import REPORT_OPERATIONS
 from serve.rewards import REWARD_OPERATIONS
 
@@ -189,6 +190,7 @@ OPERATIONS = (
     *REWARD_OPERATIONS,
     *DOCUMENT_OPERATIONS,
     *REPORT_OPERATIONS,
+    *POLICY_OPERATIONS,
     *OFREP_OPERATIONS,
     *PERSONALIZER_OPERATIONS,
 )

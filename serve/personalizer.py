@@ -12,12 +12,14 @@ from typing import Annotated, Any
 from uuid import uuid4
 
 import msgspec
+import numpy as np
 from fastapi import Request
 from msgspec import Meta
 
 from actors.decisions import Decision
 from actors.messages import Name, Wire
 from actors.surfaces.choosing import PERSONALIZER
+from actors.treatment.slots import fillable
 from cluster.errors import RequestError
 from cluster.frames import Op
 from cluster.keys import ANONYMOUS, key_hash, place
@@ -143,18 +145,36 @@ async def rank_slots(gateway: Gateway, request: Request, caller: Caller) -> Answ
     if len(wanted.slots) > len(wanted.actions):
         seen, limit = str(len(wanted.slots)), f"at most {len(wanted.actions)}, one per action"
         raise RequestError(422, "there are more slots than actions", "slots", seen, limit)
-    for i, slot in enumerate(wanted.slots):
-        if slot.excluded_actions:
-            seen = repr(slot.excluded_actions)
-            raise RequestError(
-                422, "slots exclude no actions here", f"slots[{i}].excludedActions", seen, "none"
-            )
+    _check_slots(wanted)
     event_id = wanted.event_id or uuid4().hex
-    slots = [{"id": slot.id, "baselineAction": slot.baseline_action} for slot in wanted.slots]
+    slots = [
+        {
+            "id": slot.id,
+            "baselineAction": slot.baseline_action,
+            "excludedActions": slot.excluded_actions,
+        }
+        for slot in wanted.slots
+    ]
     spec = {"slots": slots, "actions": [_action(one) for one in wanted.actions]}
     made = await _ask(gateway, caller, event_id, wanted, spec)
     filled = [SlotResponse(slot.id, slot.reward_action_id) for slot in made.slots]
     return Answer(201, msgspec.json.encode(MultiSlotRankResponse(filled, event_id)))
+
+
+def _check_slots(wanted: MultiSlotRankRequest) -> None:
+    """Raises RequestError unless all slots can be filled at once with different actions."""
+    ids = [action.id for action in wanted.actions]
+    without = [set(slot.excluded_actions) for slot in wanted.slots]
+    allowed = np.array([[i not in out for i in ids] for out in without], np.bool_)
+    filled = fillable(allowed, np.full(len(without), -1, np.int32))
+    if filled < len(without):
+        raise RequestError(
+            422,
+            "the slots leave no action for this one",
+            f"slots[{filled}].excludedActions",
+            repr(wanted.slots[filled].excluded_actions),
+            "exclusions under which every slot gets an action of its own",
+        )
 
 
 async def reward(gateway: Gateway, request: Request, caller: Caller) -> Answer:

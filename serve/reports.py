@@ -91,7 +91,7 @@ class Documented(Wire):
 async def get_results(gateway: Gateway, caller: Caller, request: Request) -> Answer:
     experiment_id: str = request.path_params["id"]
     experiment = await _document(gateway, caller, "experiments", experiment_id, Experiment)
-    every = await _books(gateway, caller)
+    every = await books_of(gateway, caller)
     tallies = merged([books.experiments.get(experiment_id, {}) for books in every])
     samples = [_sample(tallies.get(variant.key, Tally())) for variant in experiment.variants]
     alpha = experiment.alpha / (len(samples) - 1)
@@ -113,7 +113,7 @@ async def get_results(gateway: Gateway, caller: Caller, request: Request) -> Ans
 async def get_spread(gateway: Gateway, caller: Caller, request: Request) -> Answer:
     rails_id: str = request.path_params["id"]
     rails = await _document(gateway, caller, "guardrails", rails_id, Guardrails)
-    tallies = merged([books.spreads.get(rails_id, {}) for books in await _books(gateway, caller)])
+    tallies = merged([books.spreads.get(rails_id, {}) for books in await books_of(gateway, caller)])
     segments = [
         SegmentPrices(name, tally.n, tally.total / tally.n / 1e6)
         for name, tally in sorted(tallies.items())
@@ -130,7 +130,7 @@ async def get_budget(gateway: Gateway, caller: Caller, request: Request) -> Answ
     budget = await _document(gateway, caller, "budgets", budget_id, Budget)
     every = [
         books.budgets[budget_id]
-        for books in await _books(gateway, caller)
+        for books in await books_of(gateway, caller)
         if budget_id in books.budgets
     ]
     granted, spent = sum(one.granted for one in every), sum(one.spent for one in every)
@@ -146,7 +146,7 @@ async def _document(
     return msgspec.json.decode(msgspec.json.decode(found, type=Documented).document, type=wanted)
 
 
-async def _books(gateway: Gateway, caller: Caller) -> list[Books]:
+async def books_of(gateway: Gateway, caller: Caller) -> list[Books]:
     """The books of all shards. Raises Unavailable if one can't be reached: half is no result."""
 
     async def ask(shard_id: str) -> Books:

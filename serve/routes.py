@@ -34,6 +34,7 @@ from serve.metrics import alarms_of, exposition
 from serve.ofrep import OFREP_ROUTES
 from serve.openapi import Health, ImportRequest, ItemResult, ItemsAnswer, ItemsBatch, describe
 from serve.personalizer import PERSONALIZER_ROUTES
+from serve.policies import POLICY_ROUTES
 from serve.problems import (
     JSON_TYPE,
     PROBLEM_TYPE,
@@ -220,6 +221,7 @@ ROUTES: tuple[tuple[str, str, Work], ...] = (
     ("GET", "/v1/shards", get_shards),
     ("GET", "/metrics", get_metrics),
     *REPORT_ROUTES,
+    *POLICY_ROUTES,
     *DOCUMENT_ROUTES,
 )
 

@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.decisions import Decision, Explanation, Ranked, RankingSpec, Rejected
-from actors.ledger import Opened
+from actors.ledger import opened_by
 from actors.surfaces.interface import Who
 from actors.surfaces.traits import features_for
 from actors.tenant import Tenant
 from actors.treatment.features import Arm, Arms, arms_of
 from actors.treatment.policy import Policy, default_policy
+from actors.treatment.treatment import baseline_order
 from cluster.errors import RequestError
 
 PERSONALIZER = "personalizer"
@@ -28,6 +29,8 @@ class Choosing(NamedTuple):
     """A choice among actions that came with the request.
 
     eligible  int32 [n], the arms that are not excluded
+    allowed   bool [slots, arms], which arms a slot may take; None = each may take all
+    baseline  ids by slot of what stands there where the policy does not act
     """
 
     spec: RankingSpec
@@ -35,6 +38,8 @@ class Choosing(NamedTuple):
     arms: Arms
     eligible: NDArray[np.int32]
     rejected: list[Rejected]
+    allowed: NDArray[np.bool_] | None = None
+    baseline: tuple[str | None, ...] = ()
 
     def decide(self, tenant: Tenant, decision_id: str, who: Who, explain: bool) -> Decision:
         """Fill the places by the policy."""
@@ -54,6 +59,8 @@ class Choosing(NamedTuple):
             slots=spec.num_results,
             eligible=eligible,
             remembered=remembered,
+            allowed=self.allowed,
+            baseline=self.baseline,
         )
         order = choice.order.tolist()
         columns = zip(order, choice.scores.tolist(), choice.propensities.tolist(), strict=True)
@@ -64,19 +71,17 @@ class Choosing(NamedTuple):
                 entry.explanation = Explanation(parts)
             made.ranking.append(entry)
         if explain:
-            likely = tenant.treatment.probabilities(policy, features, arms, eligible, remembered)
+            likely = tenant.treatment.probabilities(
+                policy, features, arms, eligible, remembered, self.allowed
+            )
+            if not choice.acted:
+                likely = np.zeros(len(likely))
+                likely[order[:1]] = 1.0
             made.chances = dict(zip(arms.ids, likely.tolist(), strict=True))
         if choice.explored:
             made.reasons.append("explored")
-        opened = Opened(
-            int(decision_id[16:], 16),
-            policy,
-            [arms.ids[arm] for arm in order],
-            [slot.id for slot in spec.slots],
-            choice.trace,
-            shadow=[arms.ids[arm] for arm in choice.shadow.tolist()],
-        )
-        who.ledger.opened.append(opened)
+        number, names = int(decision_id[16:], 16), [slot.id for slot in spec.slots]
+        who.ledger.opened.append(opened_by(policy, number, arms.ids, choice, names))
         return made
 
     def _left(self, tenant: Tenant, who: Who, rejected: list[Rejected]) -> NDArray[np.int32]:
@@ -97,10 +102,13 @@ class Choosing(NamedTuple):
         return np.array([arm for arm, rule in found.items() if rule is None], np.int32)
 
     def cheap(self, tenant: Tenant, decision_id: str, who: Who) -> Decision:
-        """The actions in the order in which they came."""
+        """The baseline: what slots name, then the actions in the order in which they came."""
         made = self.blank(tenant, decision_id)
-        shown = self.eligible[: self.spec.num_results].tolist()
-        made.ranking = [Ranked(self.arms.ids[arm], 0.0, 1.0) for arm in shown]
+        slots = self.spec.num_results
+        shown = baseline_order(
+            self.policy, self.arms, slots, self.eligible, self.allowed, self.baseline
+        )
+        made.ranking = [Ranked(self.arms.ids[arm], 0.0, 1.0) for arm in shown.tolist()]
         return made
 
     def blank(self, tenant: Tenant, decision_id: str) -> Decision:
@@ -156,4 +164,17 @@ def plan_choice(
             rules.setdefault(arm_id, "taken down")
     eligible = [i for i, arm_id in enumerate(arms.ids) if arm_id not in rules]
     rejected = [Rejected(arm_id, rule) for arm_id, rule in rules.items()]
-    return Choosing(spec, policy, arms, np.array(eligible, np.int32), rejected)
+    baseline = tuple(slot.baseline_action for slot in spec.slots) or (spec.baseline_action,)
+    return Choosing(
+        *(spec, policy, arms, np.array(eligible, np.int32), rejected),
+        _allowed(spec, arms),
+        baseline if any(baseline) else (),
+    )
+
+
+def _allowed(spec: RankingSpec, arms: Arms) -> NDArray[np.bool_] | None:
+    """Which arms each slot may take, bool [slots, arms]; None if none excludes any of its own."""
+    if not any(slot.excluded_actions for slot in spec.slots):
+        return None
+    without = [set(slot.excluded_actions) for slot in spec.slots]
+    return np.array([[arm not in out for arm in arms.ids] for out in without], np.bool_)

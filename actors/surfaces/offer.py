@@ -13,7 +13,7 @@ import numpy as np
 
 from actors.books import MICROS, Priced, Reserved, Tally
 from actors.decisions import Decision, Explanation, OfferSpec, Ranked, Rejected
-from actors.ledger import Opened, Quote, expire
+from actors.ledger import Quote, expire, opened_by
 from actors.surfaces.common import Cap, capped, count_up
 from actors.surfaces.experiments import Arranged, arrange
 from actors.surfaces.interface import Who
@@ -200,6 +200,7 @@ class Making:
             self.who.rng,
             eligible=np.array(eligible, np.int32),
             remembered=remembered,
+            baseline=() if policy.spec.baseline else (offer.levels[offer.baseline].id,),
         )
         made.policy_id, made.mode = policy.id, policy.spec.mode
         level = int(choice.order[0])
@@ -212,9 +213,7 @@ class Making:
             parts = self.tenant.treatment.explain(policy, features, arms, level, remembered)
             entry.explanation = Explanation(parts)
         number = int(made.decision_id[16:], 16)
-        self.who.ledger.opened.append(
-            Opened(number, policy, [self.offer.levels[level].id], [""], choice.trace)
-        )
+        self.who.ledger.opened.append(opened_by(policy, number, arms.ids, choice))
         return level
 
     def _hold(self, level: int) -> None:

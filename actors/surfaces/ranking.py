@@ -30,7 +30,7 @@ from actors.engine.interface import Ranking
 from actors.engine.sums import SURFACES
 from actors.rules import Filling, Rules, check_rules
 from actors.store import StoredEvent
-from actors.surfaces.choosing import plan_choice
+from actors.surfaces.choosing import Choosing, plan_choice
 from actors.surfaces.experiments import arrange, rotas
 from actors.surfaces.interface import Plan, Who
 from actors.tenant import Tenant
@@ -88,10 +88,18 @@ class Arrangeable(NamedTuple):
         made.holdout, made.experiment = arranged.holdout, arranged.assignment
         if arranged.arm is not None:
             _lift(made, arranged.arm, spec, "experiment")
+            for slot, entry in zip(spec.slots, made.ranking, strict=False):
+                if entry.id in slot.excluded_actions:
+                    made = self.cheap(tenant, decision_id, who)
+                    made.reasons.append(f"experiment: {arranged.arm} is excluded from a slot")
+                    break
+            made.experiment = arranged.assignment
         return made
 
     def cheap(self, tenant: Tenant, decision_id: str, who: Who) -> Decision:
         made = self.inner.cheap(tenant, decision_id, who)
+        if isinstance(self.inner, Choosing) and self.inner.allowed is not None:
+            return in_slots(made, self.spec)  # What slots name is there, as far as they allow it.
         return in_baseline(made, self.spec)
 
 
@@ -131,6 +139,10 @@ def plan(tenant: Tenant, spec: RankingSpec, field: str) -> Plan:
         spec.num_results = len(ids)
     inner: Plan
     if spec.policy in ("default", "vector"):
+        for i, slot in enumerate(spec.slots):
+            if slot.excluded_actions:
+                where = f"{field}slots[{i}].excludedActions"
+                raise RequestError(422, "only policies of documents have this", where)
         inner = plan_ranking(tenant, spec, field)
         if not (spec.slots or spec.baseline_action or spec.surface in rotas(tenant)):
             return inner

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from actors.decisions import Decision, Evaluated, Explanation, FilledSlot, Ranked, UiSpec
-from actors.ledger import Opened, Sticky
+from actors.ledger import Sticky, opened_by
 from actors.surfaces.common import share_of
 from actors.surfaces.experiments import arrange
 from actors.surfaces.flag_documents import Compiled, compile_flags
@@ -76,7 +76,9 @@ def _learned(
     # A profile made for the ledger begins its session now.
     session = int(who.store.rows["session_start"][who.row]) if who.row >= 0 else who.now_s
     kept = who.ledger.read().sticky.get(name)
-    if kept is not None and flag.flag.sticky != "none" and kept.session in (0, session):
+    stays = flag.flag.sticky != "none" and policy.acts
+    # A policy that is stopped has no say any more, not by what it once chose either.
+    if kept is not None and stays and kept.session in (0, session):
         order = [one for one in kept.variant.split("\n") if one in flag.flag.variants]
         if len(order) == min(len(flag.slots), len(flag.order)):
             made.reasons.append(f"sticky per {flag.flag.sticky}")
@@ -104,11 +106,11 @@ def _learned(
         slot.probability = propensity
     if choice.explored:
         made.reasons.append("explored")
-    if flag.flag.sticky != "none":
-        stays = session if flag.flag.sticky == "session" else 0
-        who.ledger.change().sticky[name] = Sticky("\n".join(order), 0, stays)
+    if stays:
+        until = session if flag.flag.sticky == "session" else 0
+        who.ledger.change().sticky[name] = Sticky("\n".join(order), 0, until)
     number = int(made.decision_id[16:], 16)
-    who.ledger.opened.append(Opened(number, policy, order, list(flag.slots), choice.trace))
+    who.ledger.opened.append(opened_by(policy, number, flag.arms.ids, choice, flag.slots))
     return made
 
 

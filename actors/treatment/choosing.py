@@ -14,6 +14,7 @@ import numpy as np
 from numba import njit
 
 from actors.treatment import belief as b
+from actors.treatment import slots
 
 THOMPSON, LINUCB, GREEDY, FIXED, UNIFORM = range(5)
 CELLS = 48
@@ -193,18 +194,22 @@ def draw(
     alpha: Any,
     floor: Any,
     pins: Any,
+    allowed: Any,
     uniforms: Any,
     order: Any,
     propensities: Any,
 ) -> Any:
-    """Fill slots; returns how many were filled, and whether all have the best that was left.
+    """Fill slots; returns how many were filled, and whether some slot has not the best of its own.
 
     beliefs float64 [>= m, 4], of which the first m may be drawn; values float32 [m]
     pins int32 [k], the row that stands there, -1 = free; uniforms float64 [k]
+    allowed bool [k, m], which rows may stand in a slot; [0, m] = all in all
     order int32 [k] and propensities float64 [k] are filled with rows of beliefs
     """
     m = len(values)
     left = np.ones(m, np.bool_)
+    may = left if len(allowed) == 0 else np.empty(m, np.bool_)
+    stop = len(pins) if len(allowed) == 0 else slots.fillable(allowed, pins)
     out, merit, best_merit = np.empty(m), np.empty(m), np.empty(m)
     cdf = np.empty((CELLS + 1, m) if rule == THOMPSON else (1, 1))
     if rule == THOMPSON and m > 0:
@@ -212,18 +217,20 @@ def draw(
     merits(beliefs, values, rule, alpha, merit)
     merits(beliefs, values, GREEDY, alpha, best_merit)
     count, filled, explored = m, 0, False
-    for place in range(len(pins)):
+    for place in range(stop):
         if pins[place] >= 0:
             order[filled] = pins[place]
             propensities[filled] = 1.0
             filled += 1
             continue
+        if len(allowed):
+            count = slots.open_at(place, stop, allowed, left, pins, may)
         if count == 0:
             break
-        probabilities(rule, floor, cdf, merit, left, count, out)
+        probabilities(rule, floor, cdf, merit, may, count, out)
         chosen, cumulated, best = -1, 0.0, -1
         for i in range(m):
-            if not left[i]:
+            if not may[i]:
                 continue
             if best < 0 or best_merit[i] > best_merit[best]:
                 best = i
@@ -238,6 +245,51 @@ def draw(
         count -= 1
         filled += 1
     return filled, explored
+
+
+@njit(cache=True)
+def along(
+    beliefs: Any,
+    values: Any,
+    rule: Any,
+    alpha: Any,
+    floor: Any,
+    allowed: Any,
+    order: Any,
+    chance: Any,
+    odds: Any,
+) -> None:
+    """How likely slots that were filled by somebody else would have been filled alike.
+
+    order   int32 [k], rows of beliefs; one of m and more was pinned, with probability 1
+    chance  float64 [k], P(this row | the slots before) is written there
+    odds    float64 [k, m], of all rows; [0, m]: nobody asks
+    """
+    m, k = len(values), len(order)
+    left = np.ones(m, np.bool_)
+    may = left if len(allowed) == 0 else np.empty(m, np.bool_)
+    pins = np.full(k, -1, np.int32)
+    merit, out = np.empty(m), np.empty(m)
+    cdf = np.empty((CELLS + 1, m) if rule == THOMPSON else (1, 1))
+    if rule == THOMPSON and m > 0:
+        distribute(beliefs, values, alpha, cdf)
+    merits(beliefs, values, rule, alpha, merit)
+    count = m
+    for place in range(k):
+        if order[place] >= m:
+            pins[place] = order[place]
+    for place in range(k):
+        chance[place] = 1.0
+        if pins[place] >= 0:
+            continue
+        if len(allowed):
+            count = slots.open_at(place, k, allowed, left, pins, may)
+        probabilities(rule, floor, cdf, merit, may, count, out)
+        chance[place] = out[order[place]]
+        if len(odds):
+            odds[place] = out
+        left[order[place]] = False
+        count -= 1
 
 
 @njit(cache=True)

@@ -36,9 +36,11 @@ class PolicySpec(Strict):
                   highest upper confidence bound (Li et al. 2010, on this model's log-odds);
                   epsilon-greedy, fixed (the best on average, whoever asks) and uniform: baselines
     mode          online: acts and learns; shadow: the baseline acts, the policy learns from that
-                  and says what it would have done; frozen: acts by what it knows, learns nothing;
-                  off: the baseline acts, nothing is learned
-    baseline      ids in the order in which they fill slots; without, the arms' own order
+                  and says what it would have done; apprentice: the same, but it learns to do as the
+                  baseline does, rewarded only where it would have shown the same; frozen: acts by
+                  what it knows, learns nothing; off: the baseline acts, nothing is learned
+    baseline      ids in the order in which they fill slots; without, the arms' own order. What a
+                  call names as a slot's `baselineAction` comes before
     floor         share of draws that is uniform over what is eligible
     alpha         how much doubt counts, in standard deviations: linucb, how far above the mean the
                   bound lies; thompson, how wide draws are, below 1 explores less
@@ -57,7 +59,7 @@ class PolicySpec(Strict):
     id: DocumentId | None = None
     description: Annotated[str, Meta(max_length=1024)] = ""
     rule: Literal["thompson", "linucb", "epsilon-greedy", "fixed", "uniform"] = "thompson"
-    mode: Literal["online", "shadow", "frozen", "off"] = "online"
+    mode: Literal["online", "apprentice", "shadow", "frozen", "off"] = "online"
     baseline: Annotated[tuple[Name, ...], Meta(max_length=1000)] = ()
     floor: Share | None = None
     alpha: Annotated[float, Meta(ge=0.0, le=10.0)] | None = None
@@ -71,7 +73,10 @@ class PolicySpec(Strict):
 
 
 class Policy(NamedTuple):
-    """A policy as kernels take it. salt and surface_salt tell its weights from others'."""
+    """A policy as kernels take it. salt and surface_salt tell its weights from others'.
+
+    version  of its document; 0 without one
+    """
 
     id: str
     spec: PolicySpec
@@ -80,10 +85,11 @@ class Policy(NamedTuple):
     rule: int
     floor: float
     alpha: float
+    version: int = 0
 
     @property
     def learns(self) -> bool:
-        return self.spec.mode in ("online", "shadow")
+        return self.spec.mode in ("online", "shadow", "apprentice")
 
     @property
     def acts(self) -> bool:
@@ -125,7 +131,10 @@ def default_policy(policy_id: str, surface: str) -> Policy:
 
 def policies(documents: Documents) -> dict[str, Policy]:
     """All policies of a tenant by id; for `Documents.derived`."""
-    return {name: policy_of(name, spec) for name, spec in documents.of("policies").items()}
+    return {
+        name: policy_of(name, spec)._replace(version=documents.version("policies", name))
+        for name, spec in documents.of("policies").items()
+    }
 
 
 def check_policy(
@@ -147,6 +156,10 @@ def check_policy(
             "defaultReward",
             str(spec.default_reward),
             f"{spec.reward_min} to {spec.reward_max}",
+        )
+    if spec.mode == "apprentice" and spec.outcome == "choice":
+        raise RequestError(
+            422, "an apprentice learns from rewards", "mode", "apprentice", "shadow, for choices"
         )
     if len(set(spec.baseline)) < len(spec.baseline):
         raise RequestError(

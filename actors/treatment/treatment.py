@@ -8,17 +8,18 @@ propensities are exact over what is left. Nothing here knows a person, a clock o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from actors.treatment import belief, choosing, learning, memory
-from actors.treatment.features import NO_FEATURES, Arms, Features
+from actors.treatment.features import Arms, Features
 from actors.treatment.policy import Policy
+from actors.treatment.slots import fillable, open_at, open_first
+from actors.treatment.traces import ANY, NO_ODDS, NO_ROWS, Traced, trace_of, traced
 
-NO_ORDER: NDArray[np.int32] = np.zeros(0, np.int32)
 SLOTS_MAX = 60
 """Slots of one choice."""
 PARTS = ("base", "action", "contextAction", "person", "uncertainty")
@@ -45,49 +46,6 @@ class Choice(NamedTuple):
     acted: bool
     shadow: NDArray[np.int32]
     trace: bytes
-
-
-class Trace(msgspec.Struct, array_like=True, frozen=True):
-    """What was decided on, as learning and evaluation need it. Arrays as little-endian bytes.
-
-    hashes uint32 and values float32: the context
-    of m candidates, of which the first `free` could be drawn and the others were pinned:
-    arms uint32 [m], worth float32 [m]; starts int32 [m + 1], features uint32 and feature_values
-    float32: what they are like; memory float32 [m, MEMORY], or b"" of who has none
-    of k slots: shown int32 [k], which candidate; chances float32 [k]; propensities float64 [k]
-    """
-
-    hashes: bytes
-    values: bytes
-    free: int
-    arms: bytes
-    worth: bytes
-    starts: bytes
-    features: bytes
-    feature_values: bytes
-    memory: bytes
-    shown: bytes
-    chances: bytes
-    propensities: bytes
-
-
-class Traced(NamedTuple):
-    """A trace as arrays."""
-
-    context: Features
-    free: int
-    arms: NDArray[np.uint32]
-    worth: NDArray[np.float32]
-    starts: NDArray[np.int32]
-    features: Features
-    memory: NDArray[np.float32]
-    shown: NDArray[np.int32]
-    chances: NDArray[np.float32]
-    propensities: NDArray[np.float64]
-
-
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Trace).decode
 
 
 class Delta(NamedTuple):
@@ -126,60 +84,49 @@ class Treatment:
         eligible: NDArray[np.int32] | None = None,
         pins: Mapping[int, int] | None = None,
         remembered: bytes = b"",
+        allowed: NDArray[np.bool_] | None = None,
+        baseline: Sequence[str | None] = (),
     ) -> Choice:
         """Fill slots with arms; O(slots * arms), about 10 us for ten arms of 20 features.
 
         eligible    int32, indices of the arms that may be chosen; None = all
         pins        slot -> arm that stands there by a rule, eligible or not, with propensity 1
         remembered  the person's memory for this policy
+        allowed     bool [slots, arms], which arms a slot may take; None = all. If not every slot
+                    can be filled so, the first ones are
+        baseline    ids by slot of what stands there where the policy does not act; None and beyond:
+                    as the policy's own baseline says
         """
-        if eligible is None:
-            eligible = np.arange(len(arms.ids), dtype=np.int32)
-        free, candidates = len(eligible), eligible
-        fixed = np.full(min(slots, SLOTS_MAX), -1, np.int32)
-        if pins:
-            eligible = eligible[~np.isin(eligible, list(pins.values()))]
-            pinned = np.array(list(pins.values()), np.int32)
-            free, candidates = len(eligible), np.append(eligible, pinned)
-            for i, place in enumerate(pins):
-                if place < len(fixed):
-                    fixed[place] = free + i
+        candidates, free, fixed = _candidates(len(arms.ids), eligible, pins, slots)
         own = memory.recall(remembered, arms.hashes)
-        beliefs = self._believe(policy, context, arms, own, candidates)
+        rows = _every(len(arms.ids)) if candidates is None else candidates
+        beliefs = self._believe(policy, context, arms, own, rows)
+        values = arms.values if candidates is None else arms.values[rows[:free]]
+        may = ANY if allowed is None else allowed[: len(fixed), rows[:free]].copy()
         order, propensities = np.empty(len(fixed), np.int32), np.empty(len(fixed))
+        rule = (policy.rule, policy.alpha, policy.floor)
         count, explored = choosing.draw(
-            beliefs,
-            arms.values[candidates[:free]],
-            policy.rule,
-            policy.alpha,
-            policy.floor,
-            fixed,
-            rng.random(len(fixed)),
-            order,
-            propensities,
+            beliefs, values, *rule, fixed, may, rng.random(len(fixed)), order, propensities
         )
-        order, propensities = order[:count], propensities[:count]
-        shadow = NO_ORDER
+        order, propensities, may = order[:count], propensities[:count], may[:count]
+        shadow, alike = NO_ROWS, NO_ODDS
         if not policy.acts:
-            if policy.spec.mode == "shadow":
-                shadow = candidates[order]
-            order = _baseline(policy, arms, candidates, free, fixed)
-            propensities, explored = np.ones(len(order)), False
+            drawn, explored = order, False
+            order = _baseline(policy, arms, rows, free, fixed[:count], may, baseline)
+            propensities = np.ones(count)
+            if policy.spec.mode != "off":
+                shadow, alike = drawn, np.empty(count)
+                choosing.along(beliefs, values, *rule, may, order, alike, np.empty((0, free)))
         chances = np.empty(len(order), np.float32)
         choice = policy.spec.outcome == "choice"
         choosing.chances(self._sums, policy.salt, beliefs, order, choice, chances)
-        shown = candidates[order]
-        trace = _trace(context, arms, own, candidates, free, order, chances, propensities)
-        return Choice(
-            shown,
-            propensities,
-            chances,
-            chances * arms.values[shown],
-            explored,
-            policy.acts,
-            shadow,
-            trace,
+        trace = trace_of(
+            *(context, arms, own, candidates, free, order, chances, propensities),
+            *(shadow, alike, may),
         )
+        shown, unseen = (order, shadow) if candidates is None else (rows[order], rows[shadow])
+        scores = chances * arms.values[shown]
+        return Choice(shown, propensities, chances, scores, explored, policy.acts, unseen, trace)
 
     def predict(
         self, policy: Policy, context: Features, arms: Arms, remembered: bytes = b""
@@ -202,10 +149,13 @@ class Treatment:
         arms: Arms,
         eligible: NDArray[np.int32] | None = None,
         remembered: bytes = b"",
+        allowed: NDArray[np.bool_] | None = None,
     ) -> NDArray[np.float64]:
         """P(arm is drawn for the first slot), float64 [n]; 0 for what is not eligible."""
         if eligible is None:
-            eligible = np.arange(len(arms.ids), dtype=np.int32)
+            eligible = _every(len(arms.ids))
+        if allowed is not None:
+            eligible = eligible[open_first(allowed[:, eligible])]
         own = memory.recall(remembered, arms.hashes)
         beliefs = self._believe(policy, context, arms, own, eligible)
         out = np.zeros(len(arms.ids))
@@ -217,9 +167,21 @@ class Treatment:
     def learn(
         self, policy: Policy, trace: bytes, slot: int, reward: float, weight: float = 1.0
     ) -> None:
-        """What stood in `slot` got a reward, in the policy's units."""
+        """What stood in `slot` got a reward, in the policy's units.
+
+        An apprentice is rewarded for what it would have shown, and only if that is what the
+        baseline showed; else it learns from both: the baseline's reward, and none for itself.
+        """
         seen = traced(trace)
-        arm = seen.shown[slot]
+        self._learn(policy, seen, seen.shown[slot], slot, policy.scaled(reward), weight)
+        imitates = policy.spec.mode == "apprentice" and slot < len(seen.shadow)
+        if imitates and seen.shadow[slot] != seen.shown[slot]:
+            self._learn(policy, seen, seen.shadow[slot], slot, 0.0, weight)
+        self.learned += 1
+
+    def _learn(
+        self, policy: Policy, seen: Traced, arm: np.int32, slot: int, reward: float, weight: float
+    ) -> None:
         part = slice(seen.starts[arm], seen.starts[arm + 1])
         learning.learn_reward(
             self._sums,
@@ -232,10 +194,9 @@ class Treatment:
             seen.features.values[part],
             seen.memory[arm],
             slot,
-            policy.scaled(reward),
+            reward,
             weight,
         )
-        self.learned += 1
 
     def learn_choice(self, policy: Policy, trace: bytes, chosen: int, weight: float = 1.0) -> None:
         """The person took what stood in slot `chosen`, of all that was shown; -1: nothing."""
@@ -355,85 +316,78 @@ class Treatment:
         return found
 
 
+@lru_cache(maxsize=256)
+def _every(n: int) -> NDArray[np.int32]:
+    """Indices of n arms, int32; not to be changed."""
+    every = np.arange(n, dtype=np.int32)
+    every.setflags(write=False)
+    return every
+
+
+def _candidates(
+    n: int, eligible: NDArray[np.int32] | None, pins: Mapping[int, int] | None, slots: int
+) -> tuple[NDArray[np.int32] | None, int, NDArray[np.int32]]:
+    """Arms that are looked at, int32 (None: all n in their order); how many of them may be drawn;
+    and by slot which of the others stands there, int32, -1 = none.
+    """
+    fixed = np.full(min(slots, SLOTS_MAX), -1, np.int32)
+    if not pins:
+        whole = eligible is None or (len(eligible) == n and bool((eligible == _every(n)).all()))
+        return (None, n, fixed) if whole or eligible is None else (eligible, len(eligible), fixed)
+    if eligible is None:
+        eligible = _every(n)
+    eligible = eligible[~np.isin(eligible, list(pins.values()))]
+    free = len(eligible)
+    for i, place in enumerate(pins):
+        if place < len(fixed):
+            fixed[place] = free + i
+    return np.append(eligible, np.array(list(pins.values()), np.int32)), free, fixed
+
+
+def baseline_order(
+    policy: Policy,
+    arms: Arms,
+    slots: int,
+    eligible: NDArray[np.int32],
+    allowed: NDArray[np.bool_] | None = None,
+    baseline: Sequence[str | None] = (),
+) -> NDArray[np.int32]:
+    """What stands in each slot where no policy acts, int32 indices of arms; as `choose` says."""
+    count = min(slots, SLOTS_MAX, len(eligible))
+    may = ANY if allowed is None else allowed[:count, eligible].copy()
+    fixed = np.full(count, -1, np.int32)
+    if len(may):
+        fixed = fixed[: fillable(may, fixed)]
+    rows = _baseline(policy, arms, eligible, len(eligible), fixed, may, baseline)
+    return eligible[rows]
+
+
 def _baseline(
     policy: Policy,
     arms: Arms,
     candidates: NDArray[np.int32],
     free: int,
     fixed: NDArray[np.int32],
+    allowed: NDArray[np.bool_],
+    own: Sequence[str | None],
 ) -> NDArray[np.int32]:
-    """Rows of candidates in the baseline's order, pins where they belong."""
+    """Rows of candidates in the baseline's order, pins where they belong; each slot's own first."""
     row_of = {arms.ids[arm]: row for row, arm in enumerate(candidates[:free].tolist())}
-    named = [row_of.pop(arm_id) for arm_id in policy.spec.baseline if arm_id in row_of]
-    waiting = iter([*named, *row_of.values()])
-    order: list[int] = []
-    for pinned in fixed.tolist():
-        row = pinned if pinned >= 0 else next(waiting, -1)
-        if row < 0:
-            break
-        order.append(row)
-    return np.array(order, np.int32)
-
-
-def _trace(
-    context: Features,
-    arms: Arms,
-    own: NDArray[np.float32],
-    candidates: NDArray[np.int32],
-    free: int,
-    shown: NDArray[np.int32],
-    chances: NDArray[np.float32],
-    propensities: NDArray[np.float64],
-) -> bytes:
-    features, starts = arms.features, arms.starts
-    if np.array_equal(candidates, np.arange(len(arms.ids))):
-        pass  # They lie in this order already.
-    elif starts[-1] and len(candidates):
-        lengths = np.diff(starts)[candidates]
-        ends = np.cumsum(lengths)
-        # Where each candidate's features lie among all arms' features, one after the other.
-        places = np.arange(ends[-1]) + np.repeat(starts[candidates] - (ends - lengths), lengths)
-        features = Features(features.hashes[places], features.values[places])
-        starts = np.append(0, ends).astype(np.int32)
-    else:
-        features, starts = NO_FEATURES, np.zeros(len(candidates) + 1, np.int32)
-    return _encode(
-        Trace(
-            context.hashes.tobytes(),
-            context.values.tobytes(),
-            free,
-            arms.hashes[candidates].tobytes(),
-            arms.values[candidates].tobytes(),
-            starts.tobytes(),
-            features.hashes.tobytes(),
-            features.values.tobytes(),
-            own[candidates].tobytes() if own.any() else b"",
-            shown.tobytes(),
-            chances.tobytes(),
-            propensities.tobytes(),
-        )
-    )
-
-
-def traced(trace: bytes) -> Traced:
-    """The arrays of a trace. Raises msgspec.DecodeError if it is none."""
-    raw = _decode(trace)
-    arms = np.frombuffer(raw.arms, np.uint32)
-    if raw.memory:
-        own = np.frombuffer(raw.memory, np.float32).reshape(len(arms), belief.MEMORY)
-    else:
-        own = np.zeros((len(arms), belief.MEMORY), np.float32)
-    return Traced(
-        Features(np.frombuffer(raw.hashes, np.uint32), np.frombuffer(raw.values, np.float32)),
-        raw.free,
-        arms,
-        np.frombuffer(raw.worth, np.float32),
-        np.frombuffer(raw.starts, np.int32),
-        Features(
-            np.frombuffer(raw.features, np.uint32), np.frombuffer(raw.feature_values, np.float32)
-        ),
-        own,
-        np.frombuffer(raw.shown, np.int32),
-        np.frombuffer(raw.chances, np.float32),
-        np.frombuffer(raw.propensities, np.float64),
-    )
+    kept = {arm_id for arm_id in own if arm_id is not None}
+    # What another slot names for itself is left to it, while there is something else.
+    order = [*policy.spec.baseline, *row_of]
+    queue = [*(i for i in order if i not in kept), *(i for i in order if i in kept)]
+    left, may = np.ones(free, np.bool_), np.ones(free, np.bool_)
+    rows: list[int] = []
+    for place, pinned in enumerate(fixed.tolist()):
+        if pinned >= 0:
+            rows.append(pinned)
+            continue
+        if len(allowed):
+            open_at(place, len(fixed), allowed, left, fixed, may)
+        wanted = own[place] if place < len(own) else None
+        open_ids = (i for i in ([wanted, *queue] if wanted else queue) if i in row_of)
+        row = next(row_of[i] for i in open_ids if left[row_of[i]] and may[row_of[i]])
+        left[row] = False
+        rows.append(row)
+    return np.array(rows, np.int32)

@@ -29,9 +29,10 @@ class ShopEdge:
     async def call(
         self, method: str, path: str, body: Any = None, headers: Headers = (LOCAL,)
     ) -> Reply:
-        """One request with a JSON body."""
+        """One request with a JSON body; what follows a "?" of the path is its query."""
         content = b"" if body is None else msgspec.json.encode(body)
-        return await self.edge.call(method, path, content, headers)
+        path, _, query = path.partition("?")
+        return await self.edge.call(method, path, content, headers, query=query.encode())
 
     async def put(self, path: str, **document: Any) -> None:
         reply = await self.call("PUT", path, document)

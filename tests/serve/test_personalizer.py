@@ -104,6 +104,50 @@ async def test_slots_are_filled_with_different_actions_and_rewarded_each(tmp_pat
         assert waiting.values == [None, 1.0]
 
 
+@asynchronous
+async def test_slots_leave_out_what_they_exclude_and_are_filled_all_the_same(tmp_path: Path):
+    """Side can take Sports alone, so Main never does, whatever it would rather have."""
+    async with new_shop_edge(tmp_path) as shop:
+        slots: list[dict[str, Any]] = [
+            {"id": "Main", "baselineAction": "NewsArticle"},
+            {
+                "id": "Side",
+                "baselineAction": "SportsArticle",
+                "excludedActions": ["NewsArticle", "EntertainmentArticle"],
+            },
+        ]
+        wanted = {"actions": RANK["actions"], "slots": slots}
+        shown: Counter[str] = Counter()
+        for _ in range(100):
+            reply = await shop.call("POST", f"{BASE}/multislot/rank", wanted)
+            assert reply.status == 201
+            main, side = (slot["rewardActionId"] for slot in reply.json["slots"])
+            assert side == "SportsArticle"
+            shown[main] += 1
+        assert set(shown) == {"NewsArticle", "EntertainmentArticle"}
+        slots[0]["excludedActions"] = ["NewsArticle", "EntertainmentArticle"]
+        reply = await shop.call("POST", f"{BASE}/multislot/rank", wanted)
+        assert (reply.status, reply.json["error"]["code"]) == (400, "BadRequest")
+        assert "slots[1].excludedActions" in reply.json["error"]["message"]
+
+
+@asynchronous
+async def test_an_apprentice_shows_the_first_action_or_what_slots_name(tmp_path: Path):
+    async with new_shop_edge(tmp_path) as shop:
+        await shop.put("/v1/policies/personalizer", surface="content", mode="apprentice")
+        reply = await shop.call("POST", f"{BASE}/rank", RANK)
+        assert reply.json["rewardActionId"] == "NewsArticle"
+        assert [one["probability"] for one in reply.json["ranking"]] == [1.0, 0.0, 0.0]
+        slots = [
+            {"id": "Main", "baselineAction": "SportsArticle"},
+            {"id": "Side", "baselineAction": "NewsArticle"},
+        ]
+        wanted = {"actions": RANK["actions"], "slots": slots}
+        reply = await shop.call("POST", f"{BASE}/multislot/rank", wanted)
+        chosen = [slot["rewardActionId"] for slot in reply.json["slots"]]
+        assert chosen == ["SportsArticle", "NewsArticle"]
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "code"),
     [

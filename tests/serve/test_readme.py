@@ -59,12 +59,14 @@ def blocks(language: str, address: str) -> list[str]:
 
 @pytest.mark.cluster
 def test_curl_examples_work_as_printed(shop: str) -> None:
+    surfaces: set[str] = set()
     for block in blocks("bash", shop):
         script = f"set -e\n{block.replace('curl -s', 'curl -sf')}"
         ran = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
         assert ran.returncode == 0, ran.stdout + ran.stderr
         if "/v1/decide" in block:
             answer = msgspec.json.decode(ran.stdout, type=DecideAnswer)
+            surfaces |= {one.surface for one in answer.decisions}
             first = answer.decisions[0]
             if first.surface == "communication":
                 assert first.send
@@ -77,6 +79,7 @@ def test_curl_examples_work_as_printed(shop: str) -> None:
             assert len(answer.decisions[0].ranking) == 3
             (printed,) = blocks("json", shop)
             assert msgspec.json.decode(printed).keys() == msgspec.json.decode(ran.stdout).keys()
+    assert surfaces == {"content", "product", "offer", "ui", "communication"}
 
 
 @pytest.mark.cluster

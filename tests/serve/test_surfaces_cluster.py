@@ -48,6 +48,33 @@ def put_shop(client: SyncClient) -> None:
     )
 
 
+def post(cluster: Cluster, key: str, path: str) -> Any:
+    request = urllib.request.Request(cluster.address + path, b"", {"X-API-Key": key}, method="POST")
+    with urllib.request.urlopen(request, timeout=30) as response:
+        return msgspec.json.decode(response.read())
+
+
+@pytest.mark.cluster
+def test_a_policy_that_is_stopped_is_stopped_on_every_shard(cluster: Cluster) -> None:
+    key = new_tenant(cluster, "stopped")
+    flag = {"variants": {"red": 1, "blue": 2}, "default": "red", "policy": "p", "sticky": "person"}
+    ask = [{"surface": "ui", "flagKey": "banner"}]
+    with SyncClient(cluster.address, key) as client:
+        client.put_document("policies", "p", {"surface": "ui", "rule": "uniform"})
+        client.put_document("flags", "banner", flag)
+
+        def shown() -> list[tuple[str, str | None]]:
+            made = (client.decide(user_id=f"v{i}", decisions=ask).decisions[0] for i in range(40))
+            return [(one.flags["banner"].variant, one.mode) for one in made]
+
+        assert {variant for variant, _ in shown()} == {"red", "blue"}
+        assert post(cluster, key, "/v1/policies/p/stop")["document"]["mode"] == "off"
+        assert set(shown()) == {("red", "off")}
+        post(cluster, key, "/v1/policies/p/rollback")
+        assert {variant for variant, _ in shown()} == {"red", "blue"}
+        assert get(cluster, key, "/v1/policies/p/report")["version"] == 3
+
+
 @pytest.mark.cluster
 def test_five_surfaces_in_one_call(cluster: Cluster) -> None:
     key = new_tenant(cluster, "surfaces")

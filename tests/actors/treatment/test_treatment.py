@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from actors.treatment import belief, choosing
 from actors.treatment.features import NO_FEATURES, Arm, arms_of, features_of
 from actors.treatment.policy import RULES, PolicySpec, policy_of
-from actors.treatment.treatment import Treatment, traced
+from actors.treatment.traces import traced
+from actors.treatment.treatment import Treatment
 from cluster.errors import RequestError
 
 FIVE = arms_of([Arm(name, {"price": 5.0 + i}) for i, name in enumerate("abcde")])
@@ -217,6 +218,45 @@ def test_off_and_shadow_show_the_baseline():
         assert choice.propensities.tolist() == [1.0, 1.0, 1.0]
         assert not choice.acted
         assert len(choice.shadow) == (3 if mode == "shadow" else 0)
+
+
+def imitated(mode, rounds=3000, seed=6):
+    """How often a policy would do as a baseline that knows the device, of the last 500; the
+    baseline earns 30 %, everything else nothing that anybody sees."""
+    policy = policy_of("p", PolicySpec("ui", mode=mode))
+    treatment, rng = Treatment(), np.random.default_rng(seed)
+    agreed = []
+    for _ in range(rounds):
+        device = int(rng.integers(2))
+        choice = treatment.choose(
+            policy, features_of({"device": str(device)}), FIVE, rng, baseline=("ad"[device],)
+        )
+        assert FIVE.ids[choice.order[0]] == "ad"[device]
+        agreed.append(choice.shadow[0] == choice.order[0])
+        alike = traced(choice.trace).alike
+        assert 0.0 < alike[0] <= 1.0
+        treatment.learn(policy, choice.trace, 0, float(rng.random() < 0.3))
+    return float(np.mean(agreed[-500:]))
+
+
+def test_an_apprentice_learns_to_do_as_the_baseline_does():
+    assert imitated("apprentice") > 0.9
+
+
+def test_how_likely_it_was_to_do_the_same_is_how_often_it_does():
+    """`alike` of a trace against frequencies of draws, with pins and slots that exclude arms."""
+    policy = policy_of("p", PolicySpec("ui", mode="shadow", floor=0.1, baseline=("b", "e")))
+    treatment, rng = taught(policy=policy), np.random.default_rng(8)
+    allowed = np.ones((3, 5), np.bool_)
+    allowed[2, [0, 2]] = False
+    same, claimed = np.zeros(3), set()
+    for _ in range(4000):
+        choice = treatment.choose(policy, NO_FEATURES, FIVE, rng, 3, pins={1: 3}, allowed=allowed)
+        claimed.add(tuple(traced(choice.trace).alike.round(12).tolist()))
+        same += np.cumprod(choice.order == choice.shadow)
+    (alike,) = claimed
+    assert alike[1] == 1.0
+    assert same / 4000 == pytest.approx(np.cumprod(alike), abs=0.025)
 
 
 def test_a_person_is_known_by_what_they_did():
