@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from time import time
 from typing import Protocol
 
@@ -336,6 +337,9 @@ class Coordinator:
             LOG.warning("shard %s died; restart %d", slot.shard_id, slot.restarts)
             if slot.tending is not None:
                 slot.tending.cancel()
+            # Ray learns of a lost node late, and would give its dead actor for a new one till then.
+            with suppress(Exception):
+                await slot.handle.kill()
             await self._relaunch(slot)
             await self._publish()
 

@@ -40,6 +40,7 @@ class FakeShard:
         self.tenants: dict[str, Documents] = {}
         self.books: dict[str, Books] = {}
         self.gone = asyncio.Event()
+        self.unreachable = asyncio.Event()
         self.broken = False
         self.full = False
 
@@ -100,7 +101,7 @@ class FakeShard:
         self.epoch = epoch
 
     async def wait_gone(self) -> None:
-        await self.gone.wait()
+        await self.unreachable.wait()
 
     async def ping(self) -> Pulse:
         await self.reach()
@@ -110,7 +111,11 @@ class FakeShard:
         await self.reach()
 
     async def kill(self) -> None:
+        self.die()
+
+    def die(self) -> None:
         self.gone.set()
+        self.unreachable.set()
 
 
 class World:
@@ -156,7 +161,7 @@ def test_documents_reach_every_shard_and_a_new_one_before_it_serves() -> None:
         desk = coordinator.documents
         await desk.put("t", "holdouts", "h", b'{"percent": 5}', None, False)
         assert all(s.documents("t").version("holdouts", "h") == 1 for s in world.shards.values())
-        world.shards["1"].gone.set()
+        world.shards["1"].die()
         await coordinator.wait_map(coordinator.map.epoch, 5)
         assert world.shards["1"].documents("t").dump() == desk.of("t").dump()
 
@@ -184,6 +189,19 @@ def test_a_new_coordinator_learns_the_documents_of_shards_that_outlived_the_old(
     with_coordinator(act)
 
 
+def test_an_actor_of_a_lost_node_is_not_found_again_by_its_name() -> None:
+    async def act(coordinator: Coordinator, world: World) -> None:
+        lost = world.shards["1"]
+        # Ray has not noticed, and would give this one under the name.
+        lost.unreachable.set()
+        await coordinator.wait_map(coordinator.map.epoch, 5)
+        assert world.shards["1"] is not lost
+        assert world.made == 4
+        assert lost.gone.is_set()
+
+    with_coordinator(act)
+
+
 def items_json(*ids: str) -> bytes:
     return msgspec.json.encode([Item(item_id) for item_id in ids])
 
@@ -204,7 +222,7 @@ def test_a_dead_shard_is_replaced_under_a_new_epoch_with_the_whole_catalogue() -
         await coordinator.take_down("t", ["b"])
         dead = world.shards["1"]
         world.refuse_starts = 2
-        dead.gone.set()
+        dead.die()
         healed = await coordinator.wait_map(1, 10)
         assert healed.epoch == 2
         fresh = world.shards["1"]
@@ -222,7 +240,7 @@ def test_items_have_the_same_number_on_every_shard_whoever_dies_meanwhile() -> N
 
         async def die(number: int) -> None:
             await asyncio.sleep(0)
-            world.shards[str(number % 3)].gone.set()
+            world.shards[str(number % 3)].die()
 
         await asyncio.gather(*(put(n) for n in range(20)), *(die(n) for n in range(4)))
         while sum(coordinator.restarts().values()) < 3:
@@ -292,11 +310,11 @@ def test_wait_map_returns_the_present_map_at_the_timeout() -> None:
 def test_a_shard_that_cannot_start_is_tried_again_with_an_empty_actor() -> None:
     async def act(coordinator: Coordinator, world: World) -> None:
         world.fail_starts = 2
-        world.shards["1"].gone.set()
+        world.shards["1"].die()
         healed = await coordinator.wait_map(1, 10)
         assert healed.epoch == 2
         assert world.made == 3 + 3
-        world.shards["1"].gone.set()
+        world.shards["1"].die()
         assert (await coordinator.wait_map(2, 10)).epoch == 3
 
     with_coordinator(act)
@@ -330,7 +348,7 @@ def test_epochs_grow_from_life_to_life_and_a_folder_keeps_its_shards(tmp_path: P
             await coordinator.start()
             for death in range(deaths):
                 epoch = coordinator.map.epoch
-                world.shards[f"{death % shards}"].gone.set()
+                world.shards[f"{death % shards}"].die()
                 await coordinator.wait_map(epoch, 10)
             return coordinator.map.epoch
         finally:
