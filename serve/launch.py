@@ -115,7 +115,10 @@ class Cluster:
 
         try:
             if self.config.address:
-                _leave(self.coordinator)
+                if self.coordinator is not None:
+                    from serve.joined import leave
+
+                    leave(self.coordinator)
             elif self.serving and not self.lost():
                 _save(self.coordinator)
         finally:
@@ -160,7 +163,7 @@ def launch(config: Config) -> Cluster:
         _start_ray(config, run_dir, environment, before)
         if not config.address:
             cluster.watch()
-        cluster.coordinator = _start(config)
+        _start(config, cluster)
         _wait_ready(config)
         cluster.serving = True
     except BaseException:  # also Ctrl-C
@@ -298,8 +301,8 @@ def _import_heavy() -> None:
     import actors.coordinator_actor  # noqa: F401
 
 
-def _start(config: Config) -> Any:
-    """Coordinator, shards, gateways. Returns the coordinator's handle."""
+def _start(config: Config, cluster: Cluster) -> None:
+    """Coordinator, shards, gateways."""
     import ray
     from ray import serve as ray_serve
     from ray.exceptions import RayTaskError
@@ -307,10 +310,15 @@ def _start(config: Config) -> Any:
 
     from serve.app import APP_NAME, app
     from serve.fleet import find_or_start_coordinator
+    from serve.joined import is_running
 
     # What Serve reports as good news is `launch`'s to say; its files have it all.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    found = is_running()
     coordinator = find_or_start_coordinator(config)
+    if not found:
+        # From here on there is something to be ended if the rest fails. What others started stays.
+        cluster.coordinator = coordinator
     # The first to ask for the map starts the shards: they come up beside Serve.
     shards_up = coordinator.map.remote()
     ray_serve.start(
@@ -325,7 +333,7 @@ def _start(config: Config) -> Any:
             raise error.cause from None
         raise
     ray_serve.run(app(config), name=APP_NAME, route_prefix="/", blocking=False)
-    return coordinator
+    cluster.coordinator = coordinator
 
 
 def _wait_ready(config: Config) -> None:
@@ -358,16 +366,3 @@ def _save(coordinator: Any) -> None:
     except RayError as error:
         # It can't be reached any more: then what was learned in the last minute is lost.
         LOG.warning("the model was not saved at the end: %s", error)
-
-
-def _leave(coordinator: Any) -> None:
-    """Take our application and actors out of a Ray cluster that goes on."""
-    import ray
-    from ray import serve as ray_serve
-
-    from serve.app import APP_NAME
-
-    ray_serve.delete(APP_NAME)
-    if coordinator is not None:
-        ray.get(coordinator.shutdown.remote(), timeout=GRACE_S)
-        ray.kill(coordinator)
