@@ -95,7 +95,7 @@ async def release_backup(node_id: str, shard_id: str, copy_id: str, epoch: int) 
         actor: Any = ray.get_actor(backup_actor_name(node_id), NAMESPACE)
     except ValueError:
         raise Unavailable("no process follows with this copy") from None
-    lease_s: float = await _reach(actor.release.remote(shard_id, copy_id, epoch), CALL_S)
+    lease_s: float = await reach(actor.release.remote(shard_id, copy_id, epoch), CALL_S)
     return lease_s
 
 
@@ -129,6 +129,9 @@ class RayNodes:
             await self._call(node_id, "create", shard_id, copy_id, msgspec.json.encode(state))
 
     async def remove(self, node_id: str, shard_id: str, copy_id: str) -> None:
+        if node_id == self._own and node_id not in self._actors:
+            await asyncio.to_thread(remove_copy, self._config, shard_id, copy_id)
+            return
         await self._call(node_id, "remove", shard_id, copy_id)
 
     async def follow(
@@ -152,7 +155,7 @@ class RayNodes:
                 os.kill(pid, signal.SIGKILL)
             else:
                 task: Any = _kill
-                await _reach(task.options(scheduling_strategy=_on(node_id)).remote(pid), CALL_S)
+                await reach(task.options(scheduling_strategy=_on(node_id)).remote(pid), CALL_S)
         except (ProcessLookupError, OnehopError) as error:
             LOG.info("process %d of node %s is not ended: %s", pid, node_id, error)
 
@@ -168,7 +171,7 @@ class RayNodes:
                 scheduling_strategy=_on(node_id),
             ).remote(msgspec.json.encode(self._config))
         try:
-            return await _reach(getattr(actor, method).remote(*args), timeout_s)
+            return await reach(getattr(actor, method).remote(*args), timeout_s)
         except Unavailable:
             # It may have died: the next call makes another, or finds the one that is.
             self._actors.pop(node_id, None)
@@ -200,7 +203,7 @@ class CoordinatorsStore:
             coordinator: Any = ray.get_actor(COORDINATOR, NAMESPACE)
         except ValueError:
             raise Unavailable("there is no coordinator") from None
-        return await _reach(getattr(coordinator, method).remote(*args), CALL_S)
+        return await reach(getattr(coordinator, method).remote(*args), CALL_S)
 
 
 def store_of(config: Config) -> EpochStore:
@@ -208,7 +211,8 @@ def store_of(config: Config) -> EpochStore:
     return open_store(config) if reached_directly(config) else CoordinatorsStore()
 
 
-async def _reach(call: Awaitable[Result], timeout_s: float) -> Result:
+async def reach(call: Awaitable[Result], timeout_s: float) -> Result:
+    """The result of an actor call. Raises the OnehopError that it raised, else Unavailable."""
     try:
         return await asyncio.wait_for(asyncio.ensure_future(call), timeout_s)
     except RayTaskError as error:

@@ -9,7 +9,7 @@ successor may grant it once more: at most one shard's portion and spending per l
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from actors.books import MICROS
@@ -45,6 +45,12 @@ class BudgetDesk:
         self._lost: dict[tuple[str, str], int] = {}
         self._unsure: dict[tuple[str, str], dict[str, int]] = {}
         """Grants above the known ones whose answer did not come."""
+        self._successors: dict[str, list[str]] = {}
+        """Shards that have what others, which are gone, were granted."""
+
+    def moved(self, sources: Sequence[str], targets: Sequence[str]) -> None:
+        """What some shards were granted is divided among others now."""
+        self._successors |= {source: list(targets) for source in sources}
 
     async def round(
         self, documents: Mapping[str, Documents], shards: Mapping[str, BudgetShard]
@@ -89,6 +95,10 @@ class BudgetDesk:
         shards: Mapping[str, BudgetShard],
     ) -> None:
         known = self._granted.setdefault((tenant, budget), {})
+        # Until all heirs have said what they have, it counts as what it was: never too little.
+        for gone in [one for one in known if one not in seen and self._told_by(one, seen)]:
+            del known[gone]
+            self._unsure.get((tenant, budget), {}).pop(gone, None)
         for shard_id, standing in seen.items():
             if standing.granted < known.get(shard_id, 0):
                 # Its log is gone, and nobody knows what was spent of it.
@@ -110,6 +120,13 @@ class BudgetDesk:
             else:
                 continue
             await self._grant(tenant, budget, shard_id, shards[shard_id], wanted)
+
+    def _told_by(self, shard_id: str, seen: Mapping[str, Standing]) -> bool:
+        """Whether all that have what this shard was granted are among `seen`."""
+        if shard_id in seen:
+            return True
+        heirs = self._successors.get(shard_id, [])
+        return bool(heirs) and all(self._told_by(heir, seen) for heir in heirs)
 
     async def _grant(
         self, tenant: str, budget: str, shard_id: str, shard: BudgetShard, wanted: int

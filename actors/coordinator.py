@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from time import time
 from typing import Protocol
@@ -37,6 +37,7 @@ SILENT_PINGS_MAX = 3
 """Heartbeats without an answer until a shard counts as standing still."""
 UPDATE_S = 30.0
 """How long an update may take that all shards must have."""
+IMPORT_POLL_S = 0.1
 # Between two looks at what shards have left of their budgets.
 BUDGET_ROUND_S = 0.5
 # Items that shards take in one call, and log as one record.
@@ -122,9 +123,18 @@ class Coordinator:
         self._config = config
         self._custody = custody
         self._new_shard = new_shard
-        self._slots = [
+        self.slots = [
             Slot(f"{i}", key_range) for i, key_range in enumerate(split_evenly(config.shards))
         ]
+        """The shards that own ranges, in order of these."""
+        self._arriving: dict[str, Slot] = {}
+        """Shards that are to be: they are told what all shards are told."""
+        self.importing = 0
+        """Imports under way: no range begins to move meanwhile."""
+        self.reshaping = 0
+        """Reshapes under way: no import begins meanwhile."""
+        self._gone: dict[str, Slot] = {}
+        """Shards whose ranges are others' now; they say so for a moment."""
         self._catalogues: dict[str, Catalogue] = {}
         self._epoch = 0
         self._changed = asyncio.Condition()
@@ -132,7 +142,20 @@ class Coordinator:
         self._updates = asyncio.Lock()
         self.documents = DocumentDesk(self._updates, self._spread_documents, time, self._check_room)
         self.budgets = BudgetDesk()
-        self._supervisors: list[asyncio.Task[None]] = []
+        self._supervisors: dict[str, asyncio.Task[None]] = {}
+        self._handing_out: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Learn which shards there are. Raises ConfigError, Unavailable."""
+        if self._custody is not None and not self._supervisors:
+            table = await self._custody.open()
+            known = {slot.shard_id: slot for slot in self.slots}
+            self.slots = [
+                known.get(claim.shard_id) or Slot(claim.shard_id, claim.range)
+                for claim in table.claims
+            ]
+            for slot, claim in zip(self.slots, table.claims, strict=True):
+                slot.key_range = claim.range
 
     async def start(self) -> None:
         """Start all shards, or adopt those that outlived a coordinator, and publish the map.
@@ -140,16 +163,14 @@ class Coordinator:
         May be called again after it failed. Raises ConfigError if the data folder was made with
         other settings, Unavailable or what else a shard failed with.
         """
-        last_epoch = 0
-        if self._custody is not None:
-            await self._custody.open()
-            last_epoch = self._custody.map_epoch
+        await self.open()
+        last_epoch = 0 if self._custody is None else self._custody.map_epoch
         # All of them end before one's failure is told: a repeated start must find none under way.
-        launches = (self._launch(slot) for slot in self._slots)
+        launches = (self._launch(slot) for slot in self.slots)
         for outcome in await asyncio.gather(*launches, return_exceptions=True):
             if isinstance(outcome, BaseException):
                 raise outcome
-        started = [slot.started for slot in self._slots if slot.started]
+        started = [slot.started for slot in self.slots if slot.started]
         for tenant in {name for one in started for name in one.catalogues}:
             dumps = (one.catalogues[tenant] for one in started if tenant in one.catalogues)
             # The latest, not the longest: taking an item down makes none longer.
@@ -158,21 +179,71 @@ class Coordinator:
             for tenant, versions in one.documents.items():
                 self.documents.adopt(tenant, versions)
         self._epoch = max(last_epoch, *(one.epoch for one in started))
-        for slot in self._slots:
+        for slot in self.slots:
             await self._seed(slot)
         await self._publish()
-        self._supervisors = [asyncio.create_task(self._supervise(s)) for s in self._slots]
-        self._supervisors.append(asyncio.create_task(self._hand_out_budgets()))
+        for slot in self.slots:
+            self._begin_supervising(slot)
+        self._handing_out = asyncio.create_task(self._hand_out_budgets())
+
+    async def begin_import(self) -> None:
+        """Returns when ranges rest, and will until `importing` is counted down again."""
+        while self.reshaping:
+            await asyncio.sleep(IMPORT_POLL_S)
+        self.importing += 1
+
+    # Shards that come and go.
+
+    async def adopt(self, slot: Slot) -> None:
+        """Tell a shard that is to be all that shards are told, from now on."""
+        async with self._updates:
+            await self._seed(slot)
+            self._arriving[slot.shard_id] = slot
+
+    def forsake(self, slot: Slot) -> None:
+        """It is not to be."""
+        self._arriving.pop(slot.shard_id, None)
+
+    async def replace(self, sources: Sequence[str], targets: Sequence[Slot]) -> None:
+        """The table names `targets` in place of `sources`: publish that, and look after them."""
+        async with self._updates:
+            for slot in self.slots:
+                if slot.shard_id in sources:
+                    self._supervisors.pop(slot.shard_id).cancel()
+                    self._gone[slot.shard_id] = slot
+            kept = [slot for slot in self.slots if slot.shard_id not in sources]
+            self.slots = sorted([*kept, *targets], key=lambda slot: slot.key_range.start)
+            for slot in targets:
+                self.forsake(slot)
+            self.budgets.moved(sources, [slot.shard_id for slot in targets])
+        await self._publish()
+        for slot in targets:
+            self._begin_supervising(slot)
+
+    async def end(self, sources: Sequence[str]) -> None:
+        """End shards that were replaced."""
+        for shard_id in sources:
+            slot = self._gone.pop(shard_id, None)
+            if slot is not None and slot.handle is not None:
+                await slot.handle.kill()
+
+    @property
+    def names(self) -> list[str]:
+        """All shards that live: owners, those that are to be, and those that were."""
+        return [slot.shard_id for slot in self.slots] + [*self._arriving, *self._gone]
+
+    def _begin_supervising(self, slot: Slot) -> None:
+        self._supervisors[slot.shard_id] = asyncio.create_task(self._supervise(slot))
 
     @property
     def map(self) -> PartitionMap:
         """The map of this epoch. Raises Unavailable before the shards are up."""
         owners = [
             owner(s.shard_id, s.key_range, s.started.host, s.started.port, s.started.node_id)
-            for s in self._slots
+            for s in self.slots
             if s.started is not None
         ]
-        if self._epoch == 0 or len(owners) < len(self._slots):
+        if self._epoch == 0 or len(owners) < len(self.slots):
             raise Unavailable("the shards are starting")
         return PartitionMap(self._epoch, tuple(owners))
 
@@ -187,7 +258,7 @@ class Coordinator:
 
     def restarts(self) -> dict[str, int]:
         """How often each shard was started again."""
-        return {slot.shard_id: slot.restarts for slot in self._slots}
+        return {slot.shard_id: slot.restarts for slot in self.slots}
 
     async def put_items(self, tenant: str, items_json: bytes) -> list[ItemResult]:
         """Put items into every shard's catalogue; returns when all have applied them.
@@ -240,10 +311,14 @@ class Coordinator:
 
     async def shutdown(self) -> None:
         """End all shards; they are not started again."""
-        for task in self._supervisors:
+        tasks = list(self._supervisors.values())
+        if self._handing_out is not None:
+            tasks.append(self._handing_out)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._supervisors, return_exceptions=True)
-        handles = [slot.handle for slot in self._slots if slot.handle is not None]
+        await asyncio.gather(*tasks, return_exceptions=True)
+        everybody = [*self.slots, *self._arriving.values(), *self._gone.values()]
+        handles = [slot.handle for slot in everybody if slot.handle is not None]
         await asyncio.gather(*(handle.kill() for handle in handles), return_exceptions=True)
 
     def _catalogue(self, tenant: str) -> Catalogue:
@@ -304,7 +379,8 @@ class Coordinator:
 
     async def _on_all(self, act: Callable[[ShardHandle], Awaitable[None]]) -> None:
         """Do the same on every shard that is up; one that dies meanwhile is seeded when back."""
-        handles = [slot.handle for slot in self._slots if slot.up.is_set() and slot.handle]
+        told = [*self.slots, *self._arriving.values()]
+        handles = [slot.handle for slot in told if slot.up.is_set() and slot.handle]
 
         async def within(handle: ShardHandle) -> None:
             async with asyncio.timeout(UPDATE_S):
@@ -319,7 +395,7 @@ class Coordinator:
 
     async def _hand_out_budgets(self) -> None:
         while True:
-            up = {s.shard_id: s.handle for s in self._slots if s.up.is_set() and s.handle}
+            up = {s.shard_id: s.handle for s in self.slots if s.up.is_set() and s.handle}
             try:
                 await self.budgets.round(self.documents.tenants, up)
             except Exception:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -14,22 +16,25 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.archive import CLUSTER, Archive, Store, cluster_state
-from actors.backup_actor import RayNodes
+from actors.backup_actor import NAMESPACE, RayNodes
 from actors.budget_desk import Standing
 from actors.catalogue import CatalogueDump
 from actors.coordinator import Coordinator, ShardHandle, Started
 from actors.custody import Custody, Place, Pulse
 from actors.documents import Stored
 from actors.epoch_store import open_store
+from actors.incoming import Order
 from actors.messages import Item
 from actors.model_actor import MODEL_ACTOR, ModelActor
 from actors.planning import Advisor
 from actors.recovery import lock_folder
 from actors.replicator import Peer
-from actors.shard_actor import ShardActor
+from actors.reshape_desk import ReshapeDesk, ReshapeRequest
+from actors.reshaping import Reshaper
+from actors.shard_actor import ShardActor, shard_actor_name
 from actors.warm_start_actor import Imports
 from cluster.config import Config
-from cluster.errors import OnehopError, Unavailable
+from cluster.errors import OnehopError, RequestError, Unavailable
 from cluster.keys import KeyRange
 from cluster.ownership import Table
 from cluster.partition_map import encode_map
@@ -39,11 +44,6 @@ LOG = logging.getLogger("onehop.actors")
 
 PLAN_S = 5.0
 Result = TypeVar("Result")
-
-
-def shard_actor_name(shard_id: str) -> str:
-    """Ray's name of a shard's actor."""
-    return f"onehop-shard-{shard_id}"
 
 
 class RayShard:
@@ -94,6 +94,33 @@ class RayShard:
     async def kill(self) -> None:
         ray.kill(self.actor)
 
+    # Moving.
+
+    async def freeze(self, handoff: str, epoch: int) -> int:
+        return await _reach(self.actor.freeze.remote(handoff, epoch))
+
+    async def resume(self, handoff: str) -> None:
+        await _reach(self.actor.resume.remote(handoff))
+
+    async def release(self, handoff: str, map_epoch: int) -> None:
+        await _reach(self.actor.release.remote(handoff, map_epoch))
+
+    async def receive(self, order: Order) -> Started:
+        made = await _reach(self.actor.receive.remote(msgspec.json.encode(order)))
+        return msgspec.msgpack.decode(made, type=Started)
+
+    async def follow_sources(self) -> None:
+        await _reach(self.actor.follow_sources.remote())
+
+    async def lag(self) -> int:
+        return await _reach(self.actor.lag.remote())
+
+    async def finish(self, last_seqs: dict[str, int]) -> None:
+        await _reach(self.actor.finish.remote(last_seqs))
+
+    async def own(self) -> Started:
+        return msgspec.msgpack.decode(await _reach(self.actor.own.remote()), type=Started)
+
 
 def _failed(task: asyncio.Task[None]) -> bool:
     return task.done() and (task.cancelled() or task.exception() is not None)
@@ -119,6 +146,20 @@ async def _stats_of(shard_id: str) -> dict[str, Any] | None:
     except (OnehopError, RayError, ValueError, TimeoutError):
         return None
     return stats
+
+
+def _end_others(names: set[str]) -> None:
+    """End shards that were to be when a coordinator died, and those that it had replaced."""
+    for actor in ray.util.list_named_actors(all_namespaces=True):
+        name = actor["name"]
+        if actor["namespace"] == NAMESPACE and _is_shard(name) and name not in names:
+            LOG.warning("%s is ended: no claim names it", name)
+            with suppress(ValueError):
+                ray.kill(ray.get_actor(name, NAMESPACE))
+
+
+def _is_shard(name: str) -> bool:
+    return name.startswith(shard_actor_name(""))
 
 
 def nodes_of_ray() -> list[Node]:
@@ -149,11 +190,21 @@ class CoordinatorActor:
             self.custody = Custody(self.config, self.store, self.nodes)
         self.coordinator = Coordinator(self.config, self._new_shard, self.custody)
         self.imports = Imports(self.config, self.coordinator)
+        self.advisor = Advisor(self.config)
+        self.reshaper: Reshaper | None = None
+        self.desk: ReshapeDesk | None = None
+        if self.custody is not None:
+            self.reshaper = Reshaper(
+                self.coordinator, self.custody, self._new_shard, self._on_shards
+            )
+            self.desk = ReshapeDesk(
+                self.coordinator, self.custody, self.reshaper, self.advisor, self._all_nodes
+            )
         self.starting: asyncio.Task[None] | None = None
         self.model: Any = None
         self.archiver: asyncio.Task[None] | None = None
-        self.advisor = Advisor(self.config)
         self.advising: asyncio.Task[None] | None = None
+        self.cleaning: asyncio.Task[None] | None = None
 
     async def _started(self) -> Coordinator:
         """The coordinator, once its shards are up; the first caller starts them.
@@ -170,12 +221,17 @@ class CoordinatorActor:
             # Two onehops on one data folder would each take the other's shards for dead.
             folder = self.config.data_path / "shards"
             self.lock = await asyncio.to_thread(lock_folder, folder, name="coordinator.lock")
+        await self.coordinator.open()
         names = [shard_actor_name(shard_id) for shard_id in self.coordinator.restarts()]
+        await asyncio.to_thread(_end_others, set(names))
         # Before the shards, beside whose start its process can do its imports.
         self.model = ModelActor.options(  # type: ignore[attr-defined]
             name=MODEL_ACTOR, lifetime="detached", get_if_exists=True
         ).remote(msgspec.json.encode(self.config), names)
         await self.coordinator.start()
+        await self._on_shards(self.coordinator.names)
+        if self.custody is not None:
+            self.cleaning = asyncio.create_task(self.custody.clean_gone(self.coordinator.names))
         self.advising = asyncio.create_task(self._advise())
         if self.config.archive_uri and self.config.durability != "memory":
             self.archiver = asyncio.create_task(self._archive())
@@ -184,6 +240,15 @@ class CoordinatorActor:
         except RayError as error:
             # Shards answer without it, from what each of them learned.
             LOG.error("the model actor did not start: %s", error)
+
+    async def _on_shards(self, shard_ids: list[str]) -> None:
+        """Let these learn together."""
+        try:
+            names = [shard_actor_name(shard_id) for shard_id in shard_ids]
+            await self.model.set_shards.remote(names)
+            await self.model.start.remote()
+        except RayError as error:
+            LOG.error("the model actor does not know which shards there are: %s", error)
 
     async def _archive(self) -> None:
         """Copy what belongs to no shard to the archive: models, layout, manifests of imports."""
@@ -203,9 +268,15 @@ class CoordinatorActor:
                 partition_map = self.coordinator.map
                 names = [owner.shard_id for owner in partition_map.owners]
                 stats = await asyncio.gather(*map(_stats_of, names))
-                nodes = await asyncio.to_thread(nodes_of_ray)
                 found = dict(zip(names, stats, strict=True))
-                self.advisor.measure(loop.time(), partition_map, found, nodes)
+                nodes = await asyncio.to_thread(self._all_nodes)
+                busy, under_way = set[str](), 0
+                if self.reshaper is not None and self.desk is not None:
+                    nodes = self.desk.nodes()
+                    busy, under_way = self.reshaper.busy, self.reshaper.under_way
+                self.advisor.measure(loop.time(), partition_map, found, nodes, busy, under_way)
+                # Also a model actor that died and came back has to be told.
+                await self._on_shards(self.coordinator.names)
             except Exception:
                 # Advice is never worth a shard's life; the next measurement may be possible.
                 LOG.exception("no plan can be made")
@@ -228,7 +299,9 @@ class CoordinatorActor:
                 name=shard_actor_name(shard_id),
                 lifetime="detached",
                 get_if_exists=True,
-                num_cpus=self.config.shard_cpus,
+                # Claims are for placement in a fleet; on one machine they must never keep a shard,
+                # of which there may be more by now than at first, from starting.
+                num_cpus=self.config.shard_cpus if self.config.address else 0,
                 resources={"shards": 1} if self.config.node_roles else {},
                 **where,
             ).remote(
@@ -303,6 +376,52 @@ class CoordinatorActor:
     async def plan(self) -> bytes:
         await self._started()
         return msgspec.json.encode(self.advisor.advice())
+
+    async def reshape(self, request_json: bytes) -> bytes:
+        """Start a split, a merge or a move; its state. Raises RequestError."""
+        await self._started()
+        try:
+            request = msgspec.json.decode(request_json, type=ReshapeRequest)
+        except msgspec.DecodeError as error:
+            raise RequestError(422, str(error), "", "", "a reshape") from None
+        return msgspec.json.encode(self._desk().ask(request))
+
+    async def reshapes(self) -> bytes:
+        await self._started()
+        return msgspec.json.encode([] if self.reshaper is None else self.reshaper.states())
+
+    async def abort_reshape(self, reshape_id: str) -> bytes:
+        """Raises RequestError: 404 unknown, 409 too late."""
+        await self._started()
+        self._desk()
+        assert self.reshaper is not None
+        return msgspec.json.encode(self.reshaper.abort(reshape_id))
+
+    async def drain(self, node_id: str) -> bytes:
+        """Empty a node; the reshapes that run. Raises RequestError."""
+        await self._started()
+        return msgspec.json.encode(self._desk().drain(node_id))
+
+    async def undrain(self, node_id: str) -> bytes:
+        await self._started()
+        return msgspec.json.encode(self._desk().undrain(node_id))
+
+    async def drains(self) -> bytes:
+        await self._started()
+        return msgspec.json.encode([] if self.desk is None else await self.desk.drains())
+
+    def _desk(self) -> ReshapeDesk:
+        if self.desk is None:
+            wanted = "disk or replica: ranges move by their logs"
+            raise RequestError(409, "nothing is logged here", "durability", "memory", wanted)
+        return self.desk
+
+    def _all_nodes(self) -> list[Node]:
+        nodes = nodes_of_ray()
+        if self.config.address:
+            return nodes
+        # This Ray is ours alone, and was told of more CPUs than there are.
+        return [msgspec.structs.replace(node, cpus=float(os.cpu_count() or 1)) for node in nodes]
 
     async def model_versions(self, tenant: str) -> bytes:
         await self._started()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Collection
 from typing import Protocol
 
 import msgspec
@@ -88,6 +89,8 @@ class Custody:
         self.nodes = nodes
         self.version = 0
         self.table: Table | None = None
+        self.draining: set[str] = set()
+        """Nodes that are to go: no new copy is made there."""
         self._candidates: dict[str, tuple[int, float, Peer]] = {}
         self._cleaned: dict[str, int] = {}
 
@@ -107,15 +110,11 @@ class Custody:
             level = self.config.durability
         elif len(alive) > 1:
             level = "replica"
-        for name, wanted in (
-            ("shards", len(table.claims)),
-            ("ring_events_max", table.ring_events_max),
-        ):
-            got = getattr(self.config, name)
-            if got != wanted:
-                raise ConfigError(
-                    f"{name} must stay {wanted} for the data that is there, got {got}"
-                )
+        if self.config.ring_events_max != table.ring_events_max:
+            raise ConfigError(
+                f"ring_events_max must stay {table.ring_events_max} for the data that is there, "
+                f"got {self.config.ring_events_max}"
+            )
         if level != table.level:
             await self._swap(msgspec.structs.replace(table, level=level))
         self.config = msgspec.structs.replace(self.config, durability=level)
@@ -267,7 +266,19 @@ class Custody:
                 host, port = await self.nodes.follow(copy.node_id, shard_id, copy.copy_id, epoch)
                 return Peer(copy, host, port)
             alive = [node for node in alive if node != known[2].copy.node_id] or alive
-        others = [node for node in alive if node != owner_node]
+        peer = await self._new_candidate(shard_id, owner_node, epoch, alive)
+        if peer is not None:
+            self._candidates[shard_id] = (epoch, now_s, peer)
+        return peer
+
+    async def candidate(self, shard_id: str, owner_node: str, epoch: int) -> Peer | None:
+        """A new copy for a shard that is to be; None if there is no second node."""
+        return await self._new_candidate(shard_id, owner_node, epoch, self.nodes.alive())
+
+    async def _new_candidate(
+        self, shard_id: str, owner_node: str, epoch: int, alive: list[str]
+    ) -> Peer | None:
+        others = [node for node in alive if node != owner_node and node not in self.draining]
         if not others:
             return None
         load = dict.fromkeys(others, 0)
@@ -279,9 +290,21 @@ class Custody:
                 load[peer.copy.node_id] += 1
         copy = Copy(new_copy_id(), min(others, key=lambda node: load[node]))
         host, port = await self.nodes.follow(copy.node_id, shard_id, copy.copy_id, epoch)
-        peer = Peer(copy, host, port)
-        self._candidates[shard_id] = (epoch, now_s, peer)
-        return peer
+        return Peer(copy, host, port)
+
+    async def clean_gone(self, living: Collection[str]) -> None:
+        """Remove copies of shards that the table names no more, `living` ones aside."""
+        table = await self.read()
+        assert table is not None
+        named = {claim.shard_id for claim in table.claims} | set(living)
+        for node_id in self.nodes.alive():
+            try:
+                for copy in await self.nodes.copies(node_id):
+                    if copy.shard_id not in named:
+                        LOG.info("copy %s of shard %s is removed", copy.copy_id, copy.shard_id)
+                        await self.nodes.remove(node_id, copy.shard_id, copy.copy_id)
+            except OnehopError as error:
+                LOG.warning("copies on node %s are not cleaned up: %s", node_id, error)
 
     async def _clean(self, shard_id: str) -> None:
         """Remove copies that no claim names and no swap under way may name: one that was made for

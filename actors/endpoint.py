@@ -57,6 +57,7 @@ class Endpoint:
         self._queued_bytes = 0
         self._turn_due = False
         self._paused: list[OwnerConnection] = []
+        self._held = False
         self._server: asyncio.Server | None = None
 
     async def start(self, host: str, port: int = 0) -> tuple[str, int]:
@@ -88,8 +89,23 @@ class Endpoint:
         if not self._turn_due:
             self._turn()
 
+    def hold(self) -> None:
+        """Let requests wait from now on: neither refused nor applied."""
+        self._held = True
+
+    def go_on(self) -> None:
+        """Answer again, first what waited. It waited for us: that is no sign of overload."""
+        self._held = False
+        now_ns = perf_counter_ns()
+        self._queue = deque(read._replace(arrived_ns=now_ns) for read in self._queue)
+        if not self._turn_due:
+            self._turn()
+
     def _turn(self) -> None:
         """Work on the queue for a bounded time."""
+        if self._held:
+            self._turn_due = False
+            return
         queue = self._queue
         stop_ns = perf_counter_ns() + TURN_NS
         touched: list[OwnerConnection] = []
@@ -292,6 +308,9 @@ class OwnerConnection(asyncio.Protocol):
                 if len(self._callers) >= 1024:
                     self._callers.clear()
                 self._callers[meta] = caller
+        if self._shard.gone and op != Op.STATS:
+            self._shard.level = "memory"
+            return self._shard.moved()
         if op == Op.SUBSCRIBE:
             return self._subscribe(caller, body)
         return self._shard.handle(op, caller, body, arrived_ns)

@@ -125,7 +125,7 @@ class Evictor:
         if fill < (mark - BACK if self._under_way else mark):
             self._under_way = False
             return 0
-        if state.journal is not None and not state.journal.has_room:
+        if state.paused or (state.journal is not None and not state.journal.has_room):
             return 0
         # Twice: the first plan may have been made for rows that were seen again since.
         for _ in range(2):
@@ -133,9 +133,8 @@ class Evictor:
                 return 0
             while self._next < state.store.heap[kernels.ROWS_NEXT]:
                 record = Evicted(self._until_s, self._next, EVICTED_MAX, self._protects)
-                count, self._next = state.evict(record)
+                count, self._next = state.forget_by_rule(record)
                 if count:
-                    state.log(record)
                     self.evicted += count
                     return count
             self._under_way = False

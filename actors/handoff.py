@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from cluster.errors import OnehopError, Unavailable
+from cluster.errors import IllegalTransition, OnehopError, Unavailable
 from cluster.handoff import FREEZE_S_MAX, Step, after, landed, reshaped
 from cluster.ownership import Claim, EpochStore, NotEntitled
 
@@ -74,6 +74,7 @@ class Handoff:
 
     sources  by shard, with the epoch of their claims
     targets  by shard; `claims` are what they are to own
+    landed   called when the targets serve: from then on, who asks for the map is sent to them
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Handoff:
         targets: Mapping[str, Target],
         store: EpochStore,
         pause: Callable[[], Awaitable[None]],
+        landed: Callable[[], Awaitable[None]],
     ) -> None:
         self.name = name
         self.step = Step.COPY
@@ -94,13 +96,23 @@ class Handoff:
         self._targets = targets
         self._store = store
         self._pause = pause
+        self._landed = landed
         self._loop = asyncio.get_running_loop()
+        self._copying: asyncio.Timeout | None = None
+        self._aborted = ""
+
+    def abort(self, reason: str) -> None:
+        """Undo it. Raises IllegalTransition once the sources are frozen: it is over in no time."""
+        if self._copying is None or self.step not in (Step.COPY, Step.STREAM):
+            raise IllegalTransition(f"a handoff at {self.step} can't be aborted")
+        self._aborted = reason
+        self._copying.reschedule(self._loop.time())
 
     async def run(self) -> Handed:
         """Hand over, or leave everything as it was. Raises only if it is cancelled."""
         frozen_at_s = 0.0
         try:
-            async with asyncio.timeout(COPY_S_MAX):
+            async with asyncio.timeout(COPY_S_MAX) as self._copying:
                 await _all(target.copy() for target in self._targets.values())
                 self._move("copied")
                 while await self._lag() > NEAR_RECORDS:
@@ -115,7 +127,7 @@ class Handoff:
             self._move("caught up")
         except (OnehopError, TimeoutError) as error:
             self._move("failed")
-            return await self._undo(str(error) or type(error).__name__)
+            return await self._undo(self._aborted or str(error) or "it took too long")
         try:
             epoch = await self._swap()
         except NotEntitled as error:
@@ -124,6 +136,7 @@ class Handoff:
         self._move("won")
         # Targets first: who is sent to them should find them serving.
         await _try_all(target.serve(epoch) for target in self._targets.values())
+        await self._landed()
         frozen_s = self._loop.time() - frozen_at_s
         await _try_all(source.release(self.name) for source in self._sources.values())
         self._move("told")

@@ -53,6 +53,7 @@ class Journal:
             "replica": deque(),
         }
         self._on_failed = on_failed
+        self._on_batch = on_batch
         self._durable_s = self._loop.time()
         self.writer = WalWriter(
             folder,
@@ -113,6 +114,16 @@ class Journal:
             act()
             return
         waiting.append((last_seq, act, refuse))
+
+    def listen(self, listener: Callable[[Written], None] | None) -> None:
+        """Tell of batches from now on, in the loop, beside whom they are told to anyway."""
+        told = [one for one in (self._on_batch, listener) if one is not None]
+
+        def tell(batch: Written) -> None:
+            for one in told:
+                self._tell(one, batch)
+
+        self.writer.on_batch = tell if told else None
 
     async def sync(self) -> None:
         """Returns once all that was appended by now is durable, on all copies there are.

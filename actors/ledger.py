@@ -34,7 +34,7 @@ class _Entry(msgspec.Struct, array_like=True):
 class Quote(_Entry):
     """A price that is held for the person. Amounts are in units of 1e-6.
 
-    reserved    of the budget, until `expires_s`
+    reserved    of the tenant's budget, until `expires_s`
     redeemed_s  0 = not yet
     """
 
@@ -47,6 +47,7 @@ class Quote(_Entry):
     reserved: int = 0
     redeemed_s: int = 0
     budget: str = ""
+    tenant: str = ""
 
 
 class Count(_Entry):

@@ -244,6 +244,14 @@ class Merger:
             self._lives = dict.fromkeys(learners, "before")
         self._install_next = set(self._models)
 
+    def set_learners(self, learners: dict[str, Learner]) -> None:
+        """Ask these from now on; those that are known already stay as they are."""
+        if self._models:
+            # What they learned before this process began may be in the saved model.
+            self._lives = dict.fromkeys(learners, "before") | self._lives
+        kept = {name: one for name, one in self._learners.items() if name in learners}
+        self._learners = learners | kept
+
     async def run(self) -> None:
         """Merge for ever, every `interval_s` or less often if merging takes long."""
         while True:
@@ -337,7 +345,7 @@ class Merger:
         try:
             learner = self._learners[name]
             return await learner.take_deltas(self._lives.get(name, ""), self._had.get(name, 0))
-        except Unavailable:
+        except (Unavailable, KeyError):
             return None  # It is being restarted; the next round finds it.
         except Exception:
             # One shard's failure must not cost what the others just gave.

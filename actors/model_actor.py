@@ -66,6 +66,10 @@ class ModelActor:
         await asyncio.to_thread(rehearse)
         await self.merger.run()
 
+    async def set_shards(self, shard_actors: list[str]) -> None:
+        """These are all shards from now on."""
+        self.merger.set_learners({name: RayLearner(name) for name in shard_actors})
+
     async def merge(self) -> None:
         """One round now, for tests and after a warm start."""
         await self.merger.merge()

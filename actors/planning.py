@@ -6,7 +6,7 @@ measurements; a shard that started anew has none yet, and there is no plan witho
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -61,8 +61,13 @@ class Advisor:
         partition_map: PartitionMap,
         stats: Mapping[str, Mapping[str, Any] | None],
         nodes: Sequence[Node],
+        busy: Collection[str] = (),
+        under_way: int = 0,
     ) -> Plan | None:
-        """Plan from each shard's stats, None for one that can't be asked; None without all."""
+        """Plan from each shard's stats, None for one that can't be asked; None without all.
+
+        busy, under_way  of reshapes that run, as `Planner.step` takes them
+        """
         loads = []
         for owner in partition_map.owners:
             given = stats.get(owner.shard_id)
@@ -93,8 +98,12 @@ class Advisor:
         if len(loads) < len(partition_map.owners):
             return None
         self._loads = loads
-        self._plan = self._planner.step(now_s, nodes, loads)
+        self._plan = self._planner.step(now_s, nodes, loads, busy, under_way)
         return self._plan
+
+    def load(self, shard_id: str) -> ShardLoad | None:
+        """What was last measured of a shard."""
+        return next((load for load in self._loads if load.shard_id == shard_id), None)
 
     def advice(self) -> dict[str, Any]:
         """The last plan, and the loads from which it came."""

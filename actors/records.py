@@ -214,6 +214,19 @@ class Evicted(Record, frozen=True, tag="e"):
     protects: int
 
 
+class Followed(Record, frozen=True, tag="y"):
+    """The log begins a new segment with this: another shard follows it, for a handoff."""
+
+    handoff: str
+
+
+class Dropped(Record, frozen=True, tag="k"):
+    """Profiles are forgotten, by key: as `Swept` and `Evicted` say while the log is followed by a
+    shard that has other rows."""
+
+    keys: list[bytes]
+
+
 class Swept(Record, frozen=True, tag="s"):
     """Profiles last seen before `before_s` are forgotten, among the rows of one sweep."""
 
@@ -242,6 +255,8 @@ AnyRecord = (
     | Loaded
     | LoadedTraits
     | Swept
+    | Followed
+    | Dropped
 )
 
 encode = msgspec.msgpack.Encoder().encode

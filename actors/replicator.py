@@ -134,6 +134,13 @@ class Replicator:
         if request is not None and self._wire is not None:
             self._wire.send(Op.REPLICATE, _encode(request), batch.data)
 
+    def reclaimed(self) -> None:
+        """The claim was made anew, with the next epoch."""
+        self._do(self.primary.reclaimed(self._loop.time()))
+        if self.journal is not None:
+            self.journal.writer.epoch = self.primary.epoch
+        self._after_change()
+
     def report(self) -> dict[str, Any]:
         """How replication does, for `GET /v1/shards` and metrics."""
         primary = self.primary

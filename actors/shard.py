@@ -421,6 +421,8 @@ class Shard(ShardReads):
 
     def pulse(self) -> int:
         """Let timers fire and decisions close that are due; returns FIRED_MAX if more may be."""
+        if self.paused:
+            return 0
         fired = self.watch.tick(self.mailroom.posted)
         if self.journal is None or self.journal.has_room:
             closed = self.rewards.close_due(int(self.now()))

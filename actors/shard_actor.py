@@ -20,10 +20,11 @@ import ray
 from numpy.typing import NDArray
 
 from actors.archive import RESTORE_S, Archive, Store, shard_state
-from actors.backup_actor import release_backup, store_of
+from actors.backup_actor import NAMESPACE, reach, release_backup, store_of
 from actors.budget_desk import Standing
 from actors.catalogue import CatalogueDump
 from actors.compact import tidy
+from actors.contacts import Contacts
 from actors.coordinator import Started
 from actors.copies import CopyFolder
 from actors.custody import Place, Pulse
@@ -32,23 +33,25 @@ from actors.endpoint import Endpoint
 from actors.engine.base import Base
 from actors.engine.shared import shared
 from actors.engine.sums import Sums
+from actors.incoming import Incoming, Order
 from actors.lessons import Lessons
 from actors.model import Taken
+from actors.outgoing import Begun, Outgoing, Tail
 from actors.owner import Owned, Surroundings, take_ownership
 from actors.principals import Principals
 from actors.replicator import Peer
 from actors.shard import Shard
 from actors.warm_up import warm_up
-from actors.watch import FIRED_MAX
 from cluster.access import read_secret
 from cluster.config import Config
 from cluster.errors import Unavailable
 from cluster.keys import KeyRange
 
+SOURCE_S = 30.0
+
 LOG = logging.getLogger("onehop.actors")
 
 SWEEP_S = 10.0
-PULSE_S = 0.1
 ROOM_S = 1.0
 COMPACT_S = 5.0
 # What failed once, for want of room say, fails again a moment later, and costs a core meanwhile.
@@ -56,6 +59,35 @@ COMPACT_RETRY_S = 60.0
 # Events applied in one turn of a warm start; more would keep requests waiting over 10 ms.
 LOAD_EVENTS_MAX = 20_000
 LOAD_PROFILES_MAX = 1000
+
+
+def shard_actor_name(shard_id: str) -> str:
+    """Ray's name of a shard's actor."""
+    return f"onehop-shard-{shard_id}"
+
+
+class RaySourceLog:
+    """A `SourceLog` over the actor of a shard."""
+
+    def __init__(self, shard_id: str) -> None:
+        self._name = shard_actor_name(shard_id)
+
+    async def begin(self, handoff: str) -> Begun:
+        return Begun(*await self._ask("hand_out", handoff))
+
+    async def read(self, name: str, offset: int, size: int) -> bytes:
+        piece: bytes = await self._ask("log_piece", name, offset, size)
+        return piece
+
+    async def tail(self, next_seq: int) -> Tail:
+        return Tail(*await self._ask("log_tail", next_seq))
+
+    async def _ask(self, method: str, *args: Any) -> Any:
+        try:
+            actor: Any = ray.get_actor(self._name, NAMESPACE)
+        except ValueError:
+            raise Unavailable(f"there is no {self._name}") from None
+        return await reach(getattr(actor, method).remote(*args), SOURCE_S)
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)
@@ -78,55 +110,80 @@ class ShardActor:
         self.archiver: asyncio.Task[None] | None = None
         self.lessons = Lessons(self.shard, secrets.token_hex(8))
         self.tuning: asyncio.Task[None] | None = None
-        self.contacting: list[asyncio.Task[None]] = []
+        self.contacts = Contacts(self.shard)
+        self.room_keeper: asyncio.Task[None] | None = None
         self.folder = CopyFolder(self.config, shard_id, self.place.copy_id)
         self.owned: Owned | None = None
+        self.outgoing: Outgoing | None = None
+        self.incoming: Incoming | None = None
 
     async def start(self) -> bytes:
         """Compile the kernels, listen, and say where; `Started` as msgpack. Idempotent."""
         # The call of a coordinator that died may still be under way.
         async with self.starting:
             if self.address is None:
-                warm_up(self.config)
-                await self._take_ownership()
-                # What lives now lives for good, and the hot path makes no cycles: look seldom.
-                gc.collect()
-                gc.freeze()
-                gc.set_threshold(100_000, 50, 1000)
-                host = self.config.shard_host
-                if host == "node":
-                    host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-                self.address = await self.endpoint.start(host)
-                self.sweeper = asyncio.create_task(self._sweep())
-                self.compacter = asyncio.create_task(self._compact())
-                self.archiver = asyncio.create_task(self._archive())
-                self.contacting = [
-                    asyncio.create_task(self._pulse()),
-                    asyncio.create_task(self._keep_room()),
-                    asyncio.create_task(self.shard.mailroom.run()),
-                ]
+                if self.incoming is not None:
+                    await self.incoming.serve()
+                else:
+                    warm_up(self.config)
+                    await self._take_ownership()
+                    self._settle_memory()
+                await self._serve()
+        assert self.address is not None
+        return self._started(self.address)
+
+    def _started(self, address: tuple[str, int]) -> bytes:
         node_id = ray.get_runtime_context().get_node_id()
         catalogues = {n: t.catalogue.dump() for n, t in self.shard.tenants.items()}
         documents = {n: t.documents.dump() for n, t in self.shard.tenants.items()}
-        host, port = self.address
-        return msgspec.msgpack.encode(
-            Started(host, port, node_id, self.shard.epoch, catalogues, documents)
-        )
+        started = Started(*address, node_id, self.shard.epoch, catalogues, documents)
+        return msgspec.msgpack.encode(started)
+
+    def _settle_memory(self) -> None:
+        # What lives now lives for good, and the hot path makes no cycles: look seldom.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(100_000, 50, 1000)
+
+    async def _serve(self) -> None:
+        """Let callers in, and begin what an owner does by itself."""
+        host = self.config.shard_host
+        if host == "node":
+            host = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        if self.owned is not None:
+            self.outgoing = Outgoing(
+                self.shard,
+                self.endpoint,
+                self._folder(),
+                self.folder.copy_id,
+                self.owned.replicator,
+                store_of(self.config),
+                self.contacts,
+            )
+        self.address = await self.endpoint.start(host)
+        self.sweeper = asyncio.create_task(self._sweep())
+        self.compacter = asyncio.create_task(self._compact())
+        self.archiver = asyncio.create_task(self._archive())
+        self.room_keeper = asyncio.create_task(self._keep_room())
+        self.contacts.begin()
 
     async def _take_ownership(self) -> None:
         """Become what the log of our copy says, and log from here on; unless nothing is logged."""
         if self.config.durability == "memory":
             return
+        self.owned = await take_ownership(
+            self.shard, self.folder, self.place.peer, self._surroundings()
+        )
+
+    def _surroundings(self) -> Surroundings:
         node_id = ray.get_runtime_context().get_node_id()
         shard_id, copy_id = self.shard.shard_id, self.folder.copy_id
 
         async def release(epoch: int) -> float:
             return await release_backup(node_id, shard_id, copy_id, epoch)
 
-        store = store_of(self.config)
-        secret = read_secret(self.config)
-        around = Surroundings(self.config, node_id, store, secret, release, self._leave)
-        self.owned = await take_ownership(self.shard, self.folder, self.place.peer, around)
+        store, secret = store_of(self.config), read_secret(self.config)
+        return Surroundings(self.config, node_id, store, secret, release, self._leave)
 
     def _leave(self, reason: str) -> None:
         # What is in memory may be ahead of the log or behind a successor: it must never be seen.
@@ -145,6 +202,70 @@ class ShardActor:
         """Where the backup, or a candidate for the owner of that epoch, listens."""
         if self.owned is not None:
             self.owned.replicator.follow(msgspec.json.decode(peer_json, type=Peer), epoch)
+
+    # Giving the range away.
+
+    async def hand_out(self, handoff: str) -> Begun:
+        return await self._giver().begin(handoff)
+
+    async def log_piece(self, name: str, offset: int, size: int) -> bytes:
+        return await asyncio.to_thread(self._giver().read, name, offset, size)
+
+    async def log_tail(self, next_seq: int) -> Tail:
+        return await self._giver().tail(next_seq)
+
+    async def freeze(self, handoff: str, epoch: int) -> int:
+        return await self._giver().freeze(handoff, epoch)
+
+    async def resume(self, handoff: str) -> None:
+        await self._giver().resume(handoff)
+
+    async def release(self, handoff: str, map_epoch: int) -> None:
+        self._giver().release(handoff, map_epoch)
+
+    def _giver(self) -> Outgoing:
+        if self.outgoing is None:
+            raise Unavailable(f"shard {self.shard.shard_id} has no log to follow")
+        return self.outgoing
+
+    # Taking a range over.
+
+    async def receive(self, order_json: bytes) -> bytes:
+        """Copy what an `Order` says; `Started`, though nobody can reach it yet."""
+        order = msgspec.json.decode(order_json, type=Order)
+        warm_up(self.config)
+        self.incoming = Incoming(
+            *(self.shard, self.folder, order.handoff, order.claim, order.peer),
+            self._surroundings(),
+        )
+        await self.incoming.copy({one: RaySourceLog(one.shard_id) for one in order.sources})
+        self.owned = self.incoming.owned
+        self._settle_memory()
+        return self._started(("", 0))
+
+    async def follow_sources(self) -> None:
+        self._receiver().follow()
+
+    async def lag(self) -> int:
+        return self._receiver().lag
+
+    async def finish(self, last_seqs: dict[str, int]) -> None:
+        await self._receiver().finish(last_seqs)
+
+    async def own(self) -> bytes:
+        """Serve the range, as the table says by now; `Started`, without what is known of it."""
+        async with self.starting:
+            if self.address is None:
+                await self._receiver().serve()
+                await self._serve()
+        assert self.address is not None
+        node_id = ray.get_runtime_context().get_node_id()
+        return msgspec.msgpack.encode(Started(*self.address, node_id, self.shard.epoch, {}, {}))
+
+    def _receiver(self) -> Incoming:
+        if self.incoming is None:
+            raise Unavailable(f"shard {self.shard.shard_id} was not told what to copy")
+        return self.incoming
 
     async def check_room(self) -> None:
         """Raises ReadOnly while the disk is full."""
@@ -172,7 +293,11 @@ class ShardActor:
         return {n: Standing(b.granted, b.used(now_s)) for n, b in books.budgets.items()}
 
     async def grant(self, tenant: str, budget: str, granted: int) -> int:
-        """Set what this shard was granted in all; returns what it is, once that is durable."""
+        """Set what this shard was granted in all; returns what it is, once that is durable.
+
+        While it is followed its grants stay as they are: they are being divided."""
+        if self.shard.followed or not self.shard.learns:
+            raise Unavailable(f"shard {self.shard.shard_id} is being handed over")
         granted = self.shard.grant(tenant, budget, granted)
         await self._sync()
         return granted
@@ -258,13 +383,6 @@ class ShardActor:
         """Returns once all that was changed by now is durable."""
         if self.shard.journal is not None:
             await self.shard.journal.sync()
-
-    async def _pulse(self) -> None:
-        """Let timers fire when they are due."""
-        while True:
-            # As many as that are a pause; with more to fire, requests come in between.
-            full = self.shard.pulse() == FIRED_MAX
-            await asyncio.sleep(0 if full else PULSE_S)
 
     async def _keep_room(self) -> None:
         """Stay below the mark of memory, and tell of it."""

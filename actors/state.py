@@ -35,8 +35,10 @@ from actors.records import (
     Catalogued,
     Closed,
     Documented,
+    Dropped,
     Evicted,
     Fired,
+    Followed,
     Forgotten,
     Granted,
     Identified,
@@ -112,6 +114,12 @@ class ShardState:
         """Found again in the ledgers after a recovery; records only change the ledgers."""
         self.tenants: dict[str, Tenant] = {}
         self.swept_to = 0
+        self.followed = False
+        """Whether another shard follows the log: who is forgotten is logged by key then."""
+        self.paused = False
+        """Whether nothing may happen by itself: the range is being handed over, or was."""
+        self.gone = False
+        """Whether the range is others' now: whoever asks is told where the map says that."""
         self.journal: Journal | None = None
         """Set once the shard has recovered; None: nothing survives this process."""
         self.replication: Callable[[], dict[str, Any]] | None = None
@@ -309,26 +317,26 @@ class ShardState:
 
     def sweep(self) -> int:
         """Forget profiles past their time to live, a bounded part at a time."""
-        if self.journal is not None and not self.journal.has_room:
+        if self.paused or (self.journal is not None and not self.journal.has_room):
             return 0
         record = Swept(max(int(self.now()) - self.config.profile_ttl_s, 0), self.swept_to)
-        forgotten = self._sweep(record)
-        if forgotten:
-            self.log(record)
+        forgotten, self.swept_to = self.forget_by_rule(record)
         return forgotten
 
-    def _sweep(self, record: Swept) -> int:
-        stale, self.swept_to = self.store.stale(record.before_s, record.start)
-        for row in stale:
-            self.forget(row)
-        return len(stale)
-
-    def evict(self, record: Evicted) -> tuple[int, int]:
-        """Forget whom a record names by rule; how many, and the row behind the last looked at."""
-        rows, stop = evicted_rows(self.store, record)
+    def forget_by_rule(self, record: Swept | Evicted) -> tuple[int, int]:
+        """Forget whom a record names, and log it; how many, and where to look on."""
+        rows, stop = self._named_by(record)
+        keys = [self.store.key(row) for row in rows] if self.followed else []
         for row in rows:
             self.forget(row)
+        if rows:
+            self.log(Dropped(keys) if self.followed else record)
         return len(rows), stop
+
+    def _named_by(self, record: Swept | Evicted) -> tuple[list[int], int]:
+        if isinstance(record, Swept):
+            return self.store.stale(record.before_s, record.start)
+        return evicted_rows(self.store, record)
 
     def put_documents(self, tenant_name: str, versions: list[Stored]) -> None:
         """Apply versions of documents that the coordinator has accepted."""
@@ -487,10 +495,18 @@ class ShardState:
                 self.remember(record, self.set_traits(record.key, record.now_s, record.traits))
             case Forgotten():
                 self.erase(record)
-            case Purging():
+            case Purging() | Followed():
                 pass
-            case Evicted():
-                self.evict(record)
+            case Evicted() | Swept():
+                rows, stop = self._named_by(record)
+                for row in rows:
+                    self.forget(row)
+                if isinstance(record, Swept):
+                    self.swept_to = stop
+            case Dropped():
+                for row in map(self.store.find, record.keys):
+                    if row >= 0:
+                        self.forget(row)
             case Named():
                 self.tenant(record.tenant).event_types.number(record.name)
             case Seeded():
@@ -505,5 +521,3 @@ class ShardState:
             case LoadedTraits():
                 with suppress(StoreFull):
                     self._load_traits(record)
-            case Swept():
-                self._sweep(record)

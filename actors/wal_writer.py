@@ -69,7 +69,7 @@ class WalWriter:
         self._folder = folder
         self.epoch = epoch
         """Of the batches from now on."""
-        self._on_batch = on_batch
+        self.on_batch = on_batch
         self._on_durable = on_durable
         self._on_failed = on_failed
         self._segment_bytes = segment_bytes
@@ -174,8 +174,9 @@ class WalWriter:
                 stop += 1
             data, crc = encode_batch(self.epoch, first_seq + start, self._crc, records[start:stop])
             batch = Written(data, first_seq + start, stop - start, self._crc, crc)
-            if self._on_batch is not None:
-                self._on_batch(batch)
+            on_batch = self.on_batch
+            if on_batch is not None:
+                on_batch(batch)
             self._write_batch(batch)
             start = stop
 

@@ -251,7 +251,12 @@ class Imports:
             status.rows_done, status.rows_total = step.done, step.total
             status.accepted, status.rejected = step.accepted, step.rejected
 
-        work = await _prepare(spec, self._config, self._coordinator, progress)
+        await self._coordinator.begin_import()
+        try:
+            work = await _prepare(spec, self._config, self._coordinator, progress)
+        except BaseException:
+            self._coordinator.importing -= 1
+            raise
         status.id, status.rows_total = work.import_id, work.rows_total
         while len(self._status) >= IMPORTS_MAX:
             del self._status[next(iter(self._status))]
@@ -275,6 +280,8 @@ class Imports:
             LOG.warning("import %s failed", status.id, exc_info=not isinstance(error, OnehopError))
             status.state, status.error = "failed", str(error) or repr(error)
             return
+        finally:
+            self._coordinator.importing -= 1
         status.state = "done"
         status.rows_done, status.accepted = report.rows, report.accepted
         status.rejected, status.rejected_by_reason = sum(report.rejected.values()), report.rejected

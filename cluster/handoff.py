@@ -26,8 +26,6 @@ from cluster.ownership import Claim, NotEntitled, Table
 
 FREEZE_S_MAX = 1.0
 """How long a source holds what arrives; then it claims its range again."""
-HELD_MAX = 1000
-"""Requests that a frozen source holds; more are told to come again."""
 
 
 class Step(StrEnum):
@@ -84,12 +82,10 @@ GATES: Mapping[tuple[Gating, str], Gating] = {
 
 
 class Admission(StrEnum):
-    """What becomes of a request: served, held until that is known, told to come again (503 with
-    Retry-After), or sent elsewhere (421)."""
+    """What becomes of a request: served, held until that is known, or sent elsewhere (421)."""
 
     SERVE = "serve"
     HOLD = "hold"
-    BUSY = "busy"
     MOVED = "moved"
 
 
@@ -121,13 +117,12 @@ class Gate:
         self._move("freeze")
         self.handoff, self._frozen_s = handoff, now_s
 
-    def admit(self, held: int) -> Admission:
-        """What to do with a request, while `held` others are held."""
+    @property
+    def admission(self) -> Admission:
+        """What to do with a request now."""
         if self.gating is Gating.OPEN:
             return Admission.SERVE
-        if self.gating is Gating.GONE:
-            return Admission.MOVED
-        return Admission.HOLD if held < HELD_MAX else Admission.BUSY
+        return Admission.MOVED if self.gating is Gating.GONE else Admission.HOLD
 
     def must_claim(self, now_s: float) -> bool:
         """Whether it has been frozen for too long: claim the next epoch, and tell the outcome."""

@@ -359,10 +359,12 @@ class Primary:
             self.backup_seq = 0
             self.met = True
             return []
-        if self.link is L.DOWN:
-            return []
-        self._move_link("gap")
-        return self._seal(now_s)
+        return self._seal_anew(now_s)
+
+    def reclaimed(self, now_s: float) -> list[Action]:
+        """The owner claimed its range again, and has the next epoch for it."""
+        self.epoch += 1
+        return self._seal_anew(now_s)
 
     def deposed(self) -> None:
         """The table names another: never acknowledge, leave."""
@@ -379,6 +381,12 @@ class Primary:
             return []
         self._move("swap")
         return [Swap(recruit=False)]
+
+    def _seal_anew(self, now_s: float) -> list[Action]:
+        if self.link is L.DOWN:
+            return []
+        self._move_link("gap")
+        return self._seal(now_s)
 
     def _seal(self, now_s: float) -> list[Action]:
         self._asked_s = now_s

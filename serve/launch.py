@@ -284,7 +284,7 @@ def _init_ray(config: Config, run_dir: Path, environment: dict[str, str]) -> Non
         ray.init(address=config.address, runtime_env=runtime_env, **common)
         return
     # Claims are for placement in a fleet; on one machine they must never keep us from starting.
-    wanted = config.shards * config.shard_cpus + max(config.gateways, config.gateways_max) * 0.5
+    wanted = max(config.gateways, config.gateways_max) * 0.5
     ray.init(
         address="local",
         include_dashboard=False,

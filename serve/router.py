@@ -168,6 +168,8 @@ class Router:
                 reply = await link.connection.submit(op, body, meta)
                 if reply[0] < STATUS_MIN:
                     raise _unknown_outcome(reply)
+                if reply[0] == STATUS_MOVED:
+                    raise Unavailable(f"the range of shard {shard_id} has moved; retry")
                 return reply
         raise Unavailable(f"there is no shard {shard_id!r} in the map of epoch {self.map.epoch}")
 

@@ -244,6 +244,7 @@ class Making:
             reserved,
             0,
             offer.offer.budget or "",
+            self.tenant.name,
         )
         ledger.change().quotes.append(quote)
         made.quote_id, made.expires_at = made.decision_id, expires_s

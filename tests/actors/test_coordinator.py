@@ -22,7 +22,7 @@ from actors.messages import Item
 from actors.replicator import Peer
 from actors.wal import WalCorrupt
 from cluster.config import Config
-from cluster.errors import ConfigError, ReadOnly, RequestError, Unavailable
+from cluster.errors import ReadOnly, RequestError, Unavailable
 from cluster.keys import KeyRange
 from tests.actors.local_nodes import LocalNodes
 
@@ -183,7 +183,7 @@ def test_a_new_coordinator_learns_the_documents_of_shards_that_outlived_the_old(
             assert heir.documents.get("t", "holdouts", "h", None).version == second.version
             assert behind.documents("t").version("holdouts", "h") == second.version
         finally:
-            for task in heir._supervisors:
+            for task in heir._supervisors.values():
                 task.cancel()
 
     with_coordinator(act)
@@ -353,12 +353,12 @@ def test_epochs_grow_from_life_to_life_and_a_folder_keeps_its_shards(tmp_path: P
             return coordinator.map.epoch
         finally:
             await coordinator.shutdown()
-            assert world.made == 0 or shards == 2
+            assert len(world.shards) in (0, 2)
 
     epochs = [asyncio.run(life(2, deaths)) for deaths in (0, 5, 0, 0)]
     assert epochs == [2, 8, 9, 10]
-    with pytest.raises(ConfigError, match=r"shards must stay 2 .* got 3"):
-        asyncio.run(life(3, 0))
+    # Data says how many shards there are; the setting is for a folder that has none yet.
+    assert asyncio.run(life(3, 0)) == 11
 
 
 def test_what_was_taken_down_stays_down_though_a_dead_shard_never_heard_of_it() -> None:

@@ -216,8 +216,7 @@ class ShardAgainstDict(RuleBasedStateMachine):
             return
         until_s = seen[int(share * (len(seen) - 1))]
         record = Evicted(until_s, 0, 1000, 1)
-        self.shard.evict(record)
-        self.shard.log(record)
+        self.shard.forget_by_rule(record)
         kept = {n: p for n, p in self.people.items() if p.last_s > until_s or p.traits}
         self.people = kept
 

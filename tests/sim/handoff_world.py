@@ -80,14 +80,13 @@ class Shard:
         """Applied and not durable yet."""
         self.copied: dict[str, int] = {}
         self.moved = asyncio.Event()
-        self.held = 0
         self.fsync = asyncio.Lock()
 
     def crash(self) -> None:
         """The process is gone; the log stays."""
         self.life += 1
         self.gate = None
-        self.known, self.behind, self.copied, self.held = set(), [], {}, 0
+        self.known, self.behind, self.copied = set(), [], {}
         self.moved.set()
         self.moved = asyncio.Event()
         self.fsync = asyncio.Lock()
@@ -149,7 +148,7 @@ class Shard:
     # Clients.
 
     async def write(self, entry: Entry) -> str:
-        """ "ok", "moved" or "busy". Raises Unavailable."""
+        """Returns "ok" or "moved". Raises Unavailable."""
         life = self.life
         while True:
             gate = self.gate
@@ -157,16 +156,14 @@ class Shard:
                 raise Unavailable("down")
             if entry[1] not in self.key_range:
                 return "moved"
-            admission = gate.admit(self.held)
+            admission = gate.admission
             if admission is Admission.SERVE or self.world.bug == "serves while frozen":
                 break
             if admission is not Admission.HOLD:
                 return admission.value
-            self.held += 1
             await self.moved.wait()
             if life != self.life:
                 raise Unavailable("crashed")
-            self.held -= 1
         if entry[0] not in self.known:
             self.known.add(entry[0])
             self.behind.append(entry)
@@ -406,6 +403,7 @@ class World:
             claims,
             {name: self.shards[name] for name in claims},
             store,
+            self.pause,
             self.pause,
         )
 
