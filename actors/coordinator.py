@@ -216,7 +216,10 @@ class Coordinator:
             for slot in targets:
                 self.forsake(slot)
             self.budgets.moved(sources, [slot.shard_id for slot in targets])
-        await self._publish()
+        # The swap was one of the table's: its version is no map's epoch yet.
+        assert self._custody is not None
+        await self._custody.read()
+        await self._announce(self._custody.map_epoch)
         for slot in targets:
             self._begin_supervising(slot)
 
@@ -366,16 +369,24 @@ class Coordinator:
         slot.up.set()
 
     async def _publish(self) -> None:
+        version = 0
+        try:
+            version = await self._custody.publish() if self._custody is not None else 0
+        except Unavailable as error:
+            # A full disk keeps nobody from being served; the next epoch is saved again.
+            LOG.error("epoch %d is not saved: %s", self._epoch + 1, error)
+        await self._announce(version)
+        await self._tell_epoch()
+
+    async def _announce(self, version: int) -> None:
+        """Let the map that is true now be seen, at an epoch that no map had before."""
         async with self._changed:
-            version = 0
-            try:
-                version = await self._custody.publish() if self._custody is not None else 0
-            except Unavailable as error:
-                # A full disk keeps nobody from being served; the next epoch is saved again.
-                LOG.error("epoch %d is not saved: %s", self._epoch + 1, error)
             self._epoch = max(self._epoch + 1, version)
             self._changed.notify_all()
-        await self._on_all(lambda handle: handle.set_epoch(self._epoch))
+
+    async def _tell_epoch(self) -> None:
+        epoch = self._epoch
+        await self._on_all(lambda handle: handle.set_epoch(epoch))
 
     async def _on_all(self, act: Callable[[ShardHandle], Awaitable[None]]) -> None:
         """Do the same on every shard that is up; one that dies meanwhile is seeded when back."""

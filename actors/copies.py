@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -113,6 +114,9 @@ def remove_copy(config: Config, shard_id: str, copy_id: str) -> None:
     fsync_folder(folder.path)
     shutil.rmtree(folder.path, ignore_errors=True)
     folder.unlock()
+    with suppress(OSError):
+        # Others are there, or it was the last.
+        folder.path.parent.rmdir()
 
 
 def write_durably(path: Path, data: bytes) -> None:

@@ -270,6 +270,7 @@ class Reshaper:
         slots = [target.slot for target in targets.values()]
         self._leaving |= set(state.sources)
         await self._coordinator.replace(state.sources, slots)
+        LOG.info("reshape %s: the map has %s now", state.id, [slot.shard_id for slot in slots])
 
     async def _clean_up(self, state: Reshaping) -> None:
         """End the sources of a handoff that is done, and remove what nobody needs any more."""

@@ -220,7 +220,7 @@ def test_shards_that_numbered_their_events_differently_become_one() -> None:
     for busy, key_range in zip(sources, HALVES, strict=True):
         # Each has people of its own half only, as two shards of a cluster do.
         inside = [person for person in PEOPLE if place(key_of(person)) in key_range]
-        busy.rng = Picky(busy.rng, inside)  # type: ignore[assignment]
+        busy.rng = Picky(busy.rng, inside)
         busy.happen(120)
     whole = successor_of(sources[1].shop, KeyRange(0, HASH_SPACE))
     for busy in sources:
