@@ -3,8 +3,9 @@
     python -m tests.soak [--minutes M] [--json FILE] [--seed N] [--rate R]
 
 A onehop of its own with two shards goes through process kills, stops, disk errors, a broken Ray
-and restarts of everything; beside it an owner behind a proxy goes through partitions. All that was
-acknowledged is looked for twice: at the end, and after everything was killed and replayed.
+and restarts of everything; beside it an owner behind a proxy goes through partitions, and a range
+with a backup loses nodes with their disks, at level replica. What was acknowledged is looked for
+at the end, in what the files of each copy tell, and after everything was killed and replayed.
 Histories of a run with violations are kept in .cache/histories.
 """
 
@@ -30,6 +31,7 @@ from tests.faults.faults import FAULTS, restart_all, wait_recovered
 from tests.faults.load import Load
 from tests.faults.onehop import Onehop
 from tests.faults.owned import NETWORK_FAULTS, Owner, cut, heal
+from tests.faults.replicated import Replicated
 from tests.history import Append, Violation, check, write_history
 
 SHARDS = 2
@@ -73,6 +75,42 @@ class Partitions:
         self._owner.restart()
         wrong += check(self.load.history, self.load.final())
         self._owner.close()
+        return wrong
+
+
+class Copies:
+    """A range on two nodes of three, whose nodes and links die at random, until `stop`."""
+
+    def __init__(self, folder: Path, seed: int, rate: float) -> None:
+        self._generator = random.Random(f"{seed}/copies")
+        self._replicated = Replicated(folder)
+        self.load = Load(self._replicated.wire, seed + 2, rate=rate)
+        self.count = 0
+        self._stopping = threading.Event()
+        self._failed: Exception | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._replicated.wait_paired()
+            with self.load:
+                while not self._stopping.wait(self._generator.uniform(1.0, 8.0)):
+                    self._replicated.strike(self._generator)
+                    self.count += 1
+        except Exception as error:
+            self._failed = error
+
+    def stop(self) -> list[Violation]:
+        """End it; what is wrong now, in the files of each copy, and after a replay of all."""
+        self._stopping.set()
+        self._thread.join()
+        if self._failed is not None:
+            raise self._failed
+        wrong = self.load.check() + self._replicated.check_copies(self.load)
+        self._replicated.restart()
+        wrong += check(self.load.history, self.load.final())
+        self._replicated.close()
         return wrong
 
 
@@ -145,6 +183,7 @@ def soak(minutes: float, seed: int, rate: float, folder: Path) -> Row:
     generator = random.Random(seed)
     settings: dict[str, str | int | float] = {**SMALL, "ONEHOP_SHARDS": SHARDS}
     partitions = Partitions(folder / "owned", seed, rate / 2)
+    copies = Copies(folder / "copies", seed, rate / 4)
     with Onehop(folder, **settings) as onehop:
         put_item(onehop)
         with new_load(onehop, seed, rate=rate) as load:
@@ -155,6 +194,8 @@ def soak(minutes: float, seed: int, rate: float, folder: Path) -> Row:
         wait_recovered(onehop, SHARDS)
         wrong += check(load.history, load.final())
     wrong = kept(load, wrong) + kept(partitions.load, partitions.stop())
+    wrong += kept(copies.load, copies.stop())
+    loads = (load, partitions.load, copies.load)
     rules = Counter(violation.rule for violation in wrong)
     restarts = sum(len(taken) for name, taken in run.recovered_s.items() if name in RARE)
     kills = sum(map(len, run.recovered_s.values())) - len(run.recovered_s.get("sigstop", ()))
@@ -167,11 +208,13 @@ def soak(minutes: float, seed: int, rate: float, folder: Path) -> Row:
         "rows": run.rows(),
         "ratios": {},
         "minutes": minutes,
-        "events": acknowledged(load) + acknowledged(partitions.load),
-        "calls": len(load.history) + len(partitions.load.history),
+        "events": sum(map(acknowledged, loads)),
+        "events_replica": acknowledged(copies.load),
+        "calls": sum(len(one.history) for one in loads),
         "kills": kills,
         "restarts": restarts,
         "partitions": partitions.count,
+        "node_faults": copies.count,
         "lost": rules["lost"],
         "doubled": rules["doubled"],
         "violations": len(wrong),

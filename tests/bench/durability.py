@@ -1,12 +1,17 @@
 """What durability costs, and how soon what was lost is back.
 
     python -m tests.bench.durability [--json FILE] [--people N] [--seconds S] [--repeats N]
-                                     [--parts load,files,faults] [--seed N]
+                                     [--parts load,levels,snapshots,files,faults] [--seed N]
 
 load    `tests.bench.hop`'s work over HTTP, acknowledged from memory and from disk, interleaved.
         disk/memory is the ratio of requests a second at 64 connections; disk_p50/fsync what the
         disk adds to the median at one connection, over a bare write and fdatasync of as many bytes
         as a record of that work has
+levels  an owner without HTTP, by level: frame_replica has a backup in a process of its own, on the
+        same disk here. replica/memory is the ratio of requests a second with 64 open ones
+snapshots
+        latencies of an owner of `people` at half of what it can do, while nothing else happens and
+        while its log becomes a snapshot
 files   a snapshot of `people` with 40 events each, read into an empty shard with every checksum
         compared, beside `cat` of the same file and beside the restart of a redis-server with the
         same people in its RDB dump. restore/cat is from the disk, as after a reboot; the others
@@ -29,6 +34,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.bench.durability_files import Restores, fdatasync_p50_us
+from tests.bench.durability_levels import levels, snapshots
 from tests.bench.harness import Row, adopt_orphans, report
 from tests.bench.hop import ARMS, Bench, Measured
 from tests.bench.warm_start_data import write_events
@@ -187,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--people", type=int, default=1_000_000)
     parser.add_argument("--seconds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--parts", default="load,files,faults")
+    parser.add_argument("--parts", default="load,levels,snapshots,files,faults")
     parser.add_argument("--seed", type=int, default=1)
     flags = parser.parse_args(arguments)
     adopt_orphans()
@@ -196,12 +202,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for part in flags.parts.split(","):
         if part == "load":
             found, measured = load(flags.seconds, flags.repeats, flags.seed)
+        elif part == "levels":
+            found, measured = levels(flags.seconds, flags.repeats, flags.seed)
+        elif part == "snapshots":
+            found, measured = snapshots(flags.people, flags.seconds, flags.seed)
         elif part == "files":
             found, measured = files(flags.people, flags.repeats, flags.seed)
         elif part == "faults":
             found, measured = faults(flags.people, flags.seed)
         else:
-            parser.error(f"--parts must be of load, files, faults, got {part!r}")
+            parser.error(f"--parts must be of load, levels, snapshots, files, faults: {part!r}")
         rows += found
         ratios |= {name: round(value, 2) for name, value in measured.items()}
     report("durability", flags.seed, rows, ratios, PACKAGES, flags.json)

@@ -36,7 +36,7 @@ survived: list[Load] = []
 
 @pytest.mark.parametrize(
     ("word", "kills"),
-    [(SHARD, 12), (GATEWAY, 4), (PROXY, 4), (CONTROLLER, 3), (MODEL, 3), (COORDINATOR, 3)],
+    [(SHARD, 20), (GATEWAY, 4), (PROXY, 5), (CONTROLLER, 5), (MODEL, 3), (COORDINATOR, 5)],
 )
 def test_a_killed_process_costs_no_acknowledged_event(
     onehop: Onehop, kept: Path, word: str, kills: int
@@ -57,7 +57,7 @@ def test_a_killed_process_costs_no_acknowledged_event(
 
 def test_both_shards_killed_at_once(onehop: Onehop, kept: Path) -> None:
     with new_load(onehop, seed=20) as load:
-        for _ in range(3):
+        for _ in range(5):
             load.wait_answers(AGAIN)
             for victim in onehop.wait_named(SHARD, 2):
                 os.kill(victim.pid, signal.SIGKILL)
@@ -69,7 +69,7 @@ def test_a_shard_that_stands_still_is_replaced_and_never_heard_of_again(
     onehop: Onehop, kept: Path
 ) -> None:
     with new_load(onehop, seed=30) as load:
-        for _ in range(2):
+        for _ in range(3):
             load.wait_answers(AGAIN)
             victim = onehop.wait_named(SHARD, 2)[0]
             os.kill(victim.pid, signal.SIGSTOP)
