@@ -99,8 +99,13 @@ class Option(NamedTuple):
     @property
     def id(self) -> str:
         """As arms are called: channel, template and delay, as far as they say something."""
-        delay = f"+{self.delay_s}s" if self.delay_s else ""
-        return "/".join(part for part in (self.channel, self.template, delay) if part)
+        return _option_id(self.channel, self.template, self.delay_s)
+
+
+@lru_cache(maxsize=4096)
+def _option_id(channel: str, template: str, delay_s: int) -> str:
+    delay = f"+{delay_s}s" if delay_s else ""
+    return "/".join(part for part in (channel, template, delay) if part)
 
 
 class Prepared(NamedTuple):
@@ -113,7 +118,7 @@ class Prepared(NamedTuple):
 
 
 class Rejected(NamedTuple):
-    """One contact that is not possible, and the rule that forbids it."""
+    """One contact that is not possible, and the rule that forbids it. Its send_at_s is 0."""
 
     option: Option
     rule: str
@@ -193,18 +198,19 @@ def possible(
     found: dict[tuple[str, int], str] = {}
     rules = prepared.rules
     for index, option in enumerate(prepared.options):
-        at_s = times.get(option.delay_s)
+        channel, template, delay_s, _ = option
+        at_s = times.get(delay_s)
         if at_s is None:
-            at_s = times[option.delay_s] = _send_at_s(rules, zone, now_s + option.delay_s)
-        option = option._replace(send_at_s=at_s)
+            at_s = times[delay_s] = _send_at_s(rules, zone, now_s + delay_s)
         # A template is never what is forbidden.
-        rule = found.get((option.channel, at_s))
+        rule = found.get((channel, at_s))
         if rule is None:
-            rule = found[option.channel, at_s] = _forbidden(rules, option, trigger, ledger)
+            at_once = Option(channel, template, delay_s, at_s)
+            rule = found[channel, at_s] = _forbidden(rules, at_once, trigger, ledger)
         if rule:
             rejected.append(Rejected(option, rule))
         else:
-            allowed.append((index, option))
+            allowed.append((index, Option(channel, template, delay_s, at_s)))
     return allowed, rejected
 
 
@@ -236,6 +242,8 @@ def _reached(cap: FrequencyCap, option: Option, trigger: str, ledger: Ledger) ->
     if cap.channel is not None and cap.channel != option.channel:
         return False
     window_s, at_s = duration_s(cap.per, "per"), option.send_at_s
+    if not ledger.contacts and not ledger.contacts_from_s:
+        return False
     if ledger.contacts_from_s > at_s - window_s:
         return True  # Contacts within the window were forgotten, and might have counted.
     times = [
@@ -245,6 +253,8 @@ def _reached(cap: FrequencyCap, option: Option, trigger: str, ledger: Ledger) ->
         and (cap.channel is None or contact.channel == cap.channel)
         and (cap.scope == "all" or contact.trigger == trigger)
     ]
+    if len(times) < cap.max:
+        return False
     # Contacts may lie ahead (quiet hours, delays): every window that holds the new one counts.
     times = sorted([*times, at_s])
     return any(

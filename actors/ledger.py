@@ -234,6 +234,7 @@ class OpenLedger:
 
     __slots__ = (
         "_changed",
+        "_kept",
         "_ledger",
         "_row",
         "_store",
@@ -260,6 +261,8 @@ class OpenLedger:
         self._row = row
         self._ledger: Ledger | None = None
         self._changed = False
+        self._kept: bytes | None = None
+        """The changed ledger as bytes, as long as it was not changed again."""
 
     def read(self) -> Ledger:
         """The ledger, not to be changed."""
@@ -268,17 +271,29 @@ class OpenLedger:
         return self._ledger
 
     def change(self) -> Ledger:
-        """The ledger, to be changed: what it says when the request ends is stored and logged."""
+        """The ledger, to be changed before a mark is set or it is packed: what it says when the
+        request ends is stored and logged."""
         self._changed = True
+        self._kept = None
         return self.read()
 
     def packed(self, now_s: int) -> bytes | None:
         """What is to be stored; None if nothing changed. Raises RequestError as `pack`."""
-        return pack(self.read(), now_s) if self._changed else None
+        if not self._changed:
+            return None
+        kept = self._encoded()
+        if len(kept) > LEDGER_BYTES_MAX:
+            return pack(self.read(), now_s)
+        return b"" if kept == _EMPTY else kept
+
+    def _encoded(self) -> bytes:
+        if self._kept is None:
+            self._kept = _encode(self.read())
+        return self._kept
 
     def mark(self) -> Mark:
         """What `back_to` needs to undo what changes from here on."""
-        kept = _encode(self.read()) if self._changed else None
+        kept = self._encoded() if self._changed else None
         return kept, len(self.effects), len(self.opened), len(self.contacted)
 
     def back_to(self, mark: Mark) -> None:
@@ -286,6 +301,7 @@ class OpenLedger:
         kept, effects, opened, contacted = mark
         self._changed = kept is not None
         self._ledger = None if kept is None else _decode(kept)
+        self._kept = kept
         del self.effects[effects:]
         del self.opened[opened:]
         del self.contacted[contacted:]

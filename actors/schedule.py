@@ -101,23 +101,31 @@ def allowed_s(quiet: QuietHours, person_zone: str, at_s: float) -> float:
     person_zone  the person's own time zone; if it is not one, the document's counts
     Where the clock skips `end`, it is up to as much later as was skipped; never in a quiet hour.
     """
+    # Clocks differ from UTC by whole minutes, so all of a minute has one answer.
+    until_s = _quiet_until(quiet.start, quiet.end, person_zone, quiet.timezone, int(at_s // 60))
+    return at_s if until_s is None else until_s
+
+
+@lru_cache(maxsize=4096)
+def _quiet_until(
+    start: str, stop: str, person_zone: str, timezone: str, minute: int
+) -> float | None:
+    """When the quiet hours end in which a minute since 1970 lies; None if it lies in none."""
+    quiet, at_s = QuietHours(start, stop, timezone), 60.0 * minute
     zone = zone_of(person_zone) if person_zone else None
-    zone = zone or zone_of(quiet.timezone) or ZoneInfo("UTC")
+    zone = zone or zone_of(timezone) or ZoneInfo("UTC")
     if not is_quiet(quiet, zone, at_s):
-        return at_s
+        return None
     today = datetime.fromtimestamp(at_s, zone).date()
-    end = _clock(quiet.end)
-    ends = [
-        datetime.combine(today + timedelta(days=days), end, zone).replace(fold=fold).astimezone(UTC)
-        for days in range(3)
-        for fold in (0, 1)
-    ]
-    # A clock that was put back shows `end` twice, and may be quiet again in between.
-    return min(
-        at.timestamp()
-        for at in ends
-        if at.timestamp() >= at_s and not is_quiet(quiet, zone, at.timestamp())
-    )
+    end = _clock(stop)
+    for days in range(3):
+        shown = datetime.combine(today + timedelta(days=days), end, zone)
+        # A clock that was put back shows `end` twice, and may be quiet again in between.
+        times = {shown.timestamp(), shown.replace(fold=1).timestamp()}
+        later = [at for at in sorted(times) if at >= at_s and not is_quiet(quiet, zone, at)]
+        if later:
+            return later[0]
+    raise AssertionError("quiet hours end every day")
 
 
 def local_time(person_zone: str, at_s: float) -> datetime:
@@ -126,5 +134,6 @@ def local_time(person_zone: str, at_s: float) -> datetime:
     return datetime.fromtimestamp(at_s, zone or UTC)
 
 
+@lru_cache(maxsize=2048)
 def _clock(text: str) -> time:
     return time(int(text[:2]), int(text[3:]))

@@ -78,7 +78,7 @@ def warm_up(config: Config) -> None:
 
 
 def warm_up_treatment(treatment: Treatment) -> None:
-    """Choose by each rule and learn from both kinds of outcome."""
+    """Choose, watch, and learn from both kinds of outcome."""
     arms = arms_of([Arm("a", {"price": 1.0}), Arm("b", {"price": 2.0}, 2.0)])
     context, rng = features_of({"device": "d"}), np.random.default_rng(1)
     for spec in (PolicySpec("ui"), PolicySpec("ui", outcome="choice")):
@@ -91,6 +91,11 @@ def warm_up_treatment(treatment: Treatment) -> None:
         treatment.predict(policy, context, arms, remembered)
         treatment.probabilities(policy, context, arms)
         treatment.explain(policy, context, arms, 0)
+    watching = policy_of("p", PolicySpec("ui", mode="apprentice"))
+    allowed = np.ones((2, 2), np.bool_)
+    for policy in (watching, policy_of("p", PolicySpec("ui"))):
+        choice = treatment.choose(policy, context, arms, rng, 2, allowed=allowed)
+        treatment.learn(policy, choice.trace, 0, 1.0)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,10 @@ from actors.ledger import opened_by
 from actors.surfaces.interface import Who
 from actors.surfaces.traits import features_for
 from actors.tenant import Tenant
-from actors.treatment.features import Arm, Arms, arms_of
+from actors.treatment.baseline import baseline_order
+from actors.treatment.features import Arms
 from actors.treatment.policy import Policy, default_policy
-from actors.treatment.treatment import baseline_order
+from actors.treatment.treatment import every
 from cluster.errors import RequestError
 
 PERSONALIZER = "personalizer"
@@ -28,6 +29,7 @@ NO_ITEM = -2
 class Choosing(NamedTuple):
     """A choice among actions that came with the request.
 
+    items     numbers of the arms that are items; NO_ITEM of others
     eligible  int32 [n], the arms that are not excluded
     allowed   bool [slots, arms], which arms a slot may take; None = each may take all
     baseline  ids by slot of what stands there where the policy does not act
@@ -36,6 +38,7 @@ class Choosing(NamedTuple):
     spec: RankingSpec
     policy: Policy
     arms: Arms
+    items: list[int]
     eligible: NDArray[np.int32]
     rejected: list[Rejected]
     allowed: NDArray[np.bool_] | None = None
@@ -86,9 +89,9 @@ class Choosing(NamedTuple):
 
     def _left(self, tenant: Tenant, who: Who, rejected: list[Rejected]) -> NDArray[np.int32]:
         """Eligible arms without the items that the person has bought, or seen, lately."""
-        if who.row < 0:
+        if who.row < 0 or max(self.items) < 0:
             return self.eligible
-        numbers, rules = tenant.catalogue.numbers, {}
+        rules: dict[int, str] = {}
         if self.spec.exclude_seen:
             seen = (event.item for event in who.store.events(who.row))
             rules = dict.fromkeys(seen, "seen")
@@ -97,7 +100,7 @@ class Choosing(NamedTuple):
         if not rules:
             return self.eligible
         ids = self.arms.ids
-        found = {arm: rules.get(numbers.get(ids[arm], NO_ITEM)) for arm in self.eligible.tolist()}
+        found = {arm: rules.get(self.items[arm]) for arm in self.eligible.tolist()}
         rejected += [Rejected(ids[arm], rule) for arm, rule in found.items() if rule is not None]
         return np.array([arm for arm, rule in found.items() if rule is None], np.int32)
 
@@ -125,7 +128,7 @@ class Choosing(NamedTuple):
 
 
 def plan_choice(
-    tenant: Tenant, spec: RankingSpec, actions: list[Arm], policy: Policy | None, field: str
+    tenant: Tenant, spec: RankingSpec, arms: Arms | None, policy: Policy | None, field: str
 ) -> Choosing:
     """Check a choice among actions. Raises RequestError naming the field.
 
@@ -140,7 +143,7 @@ def plan_choice(
             raise RequestError(
                 422, "there is no such policy", f"{field}policy", spec.policy, wanted
             )
-    if not actions:
+    if arms is None:
         wanted = "actions to choose among, or the policy default"
         raise RequestError(422, "the policy ranks no catalogue", f"{field}actions", "", wanted)
     for name in ("filter", "promotions", "diversity", "pins"):
@@ -148,25 +151,24 @@ def plan_choice(
             raise RequestError(
                 422, "only the policies default and vector have this", f"{field}{name}"
             )
-    try:
-        arms = arms_of(actions)
-    except ValueError as error:
-        raise RequestError(
-            422, "the actions can't be told apart", f"{field}actions", str(error)
-        ) from None
-    excluded = set(spec.excluded_actions)
-    rules = {arm_id: "excluded" for arm_id in arms.ids if arm_id in excluded}
+    rules: dict[str, str] = {}
+    if spec.excluded_actions:
+        excluded = set(spec.excluded_actions)
+        rules = {arm_id: "excluded" for arm_id in arms.ids if arm_id in excluded}
     numbers, alive = tenant.catalogue.numbers, tenant.catalogue.alive
-    for arm_id in arms.ids:
-        # An action need not be an item, and for Azure's clients none is.
-        down = arm_id in numbers and not alive[numbers[arm_id]]
-        if down and spec.policy != PERSONALIZER:
-            rules.setdefault(arm_id, "taken down")
-    eligible = [i for i, arm_id in enumerate(arms.ids) if arm_id not in rules]
+    # An action need not be an item, and for Azure's clients none is.
+    items = [numbers.get(arm_id, NO_ITEM) for arm_id in arms.ids]
+    if spec.policy != PERSONALIZER:
+        for arm_id, item in zip(arms.ids, items, strict=True):
+            if item >= 0 and not alive[item]:
+                rules.setdefault(arm_id, "taken down")
+    eligible = every(len(arms.ids))
+    if rules:
+        eligible = np.array([i for i, one in enumerate(arms.ids) if one not in rules], np.int32)
     rejected = [Rejected(arm_id, rule) for arm_id, rule in rules.items()]
     baseline = tuple(slot.baseline_action for slot in spec.slots) or (spec.baseline_action,)
     return Choosing(
-        *(spec, policy, arms, np.array(eligible, np.int32), rejected),
+        *(spec, policy, arms, items, eligible, rejected),
         _allowed(spec, arms),
         baseline if any(baseline) else (),
     )

@@ -6,6 +6,7 @@ Changes nothing but what the engine remembers to have shown to whom.
 from __future__ import annotations
 
 import logging
+from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
@@ -34,7 +35,7 @@ from actors.surfaces.choosing import Choosing, plan_choice
 from actors.surfaces.experiments import arrange, rotas
 from actors.surfaces.interface import Plan, Who
 from actors.tenant import Tenant
-from actors.treatment.features import Arm
+from actors.treatment.features import Arm, Arms, arms_of
 from cluster.errors import RequestError
 
 LOG = logging.getLogger("onehop.actors")
@@ -42,6 +43,10 @@ LOG = logging.getLogger("onehop.actors")
 POPULAR = "popular"
 _NO_ITEMS: NDArray[np.int32] = np.zeros(0, np.int32)
 _decode_actions = msgspec.json.Decoder(Actions).decode
+
+KEPT_MAX = 256
+KEPT_BYTES_MAX = 8192
+"""Lists of actions whose arms are remembered: how many, and how long as JSON."""
 
 CONTEXT_CANDIDATES = 100
 """With a context at least so many are ranked, since it may lift one that stood further down."""
@@ -80,8 +85,8 @@ class Arrangeable(NamedTuple):
         if arranged.holdout is not None:
             made = self.cheap(tenant, decision_id, who)
         elif arranged.policy is not None and spec.actions:
-            actions = _arms(_actions(spec.actions, f"{self.field}actions"))
-            chosen = plan_choice(tenant, spec, actions, arranged.policy, self.field)
+            arms = _arms(spec.actions, self.field)
+            chosen = plan_choice(tenant, spec, arms, arranged.policy, self.field)
             made = in_slots(chosen.decide(tenant, decision_id, who, explain), spec)
         else:
             made = in_slots(self.inner.decide(tenant, decision_id, who, explain), spec)
@@ -148,13 +153,33 @@ def plan(tenant: Tenant, spec: RankingSpec, field: str) -> Plan:
             return inner
     else:
         named = bytes(spec.actions) not in (b"", b"null")
-        actions = _arms(_actions(spec.actions, f"{field}actions")) if named else []
-        inner = plan_choice(tenant, spec, actions, None, field)
+        inner = plan_choice(
+            tenant, spec, _arms(spec.actions, field) if named else None, None, field
+        )
     return Arrangeable(inner, spec, field)
 
 
-def _arms(actions: list[str | Action]) -> list[Arm]:
-    return [Arm(a) if isinstance(a, str) else Arm(a.id, a.features) for a in actions]
+def _arms(raw: msgspec.Raw, field: str) -> Arms:
+    """The actions of a request as arms. Raises RequestError naming the field."""
+    content = bytes(raw)
+    try:
+        return (
+            _arms_of(content) if len(content) <= KEPT_BYTES_MAX else _arms_of.__wrapped__(content)
+        )
+    except msgspec.DecodeError:
+        _actions(raw, f"{field}actions")
+        raise
+    except ValueError as error:
+        raise RequestError(
+            422, "the actions can't be told apart", f"{field}actions", str(error)
+        ) from None
+
+
+# A page asks for the same few actions with every call, and making arms takes longer than a choice.
+@lru_cache(maxsize=KEPT_MAX)
+def _arms_of(raw: bytes) -> Arms:
+    actions = _decode_actions(raw)
+    return arms_of([Arm(a) if isinstance(a, str) else Arm(a.id, a.features) for a in actions])
 
 
 def plan_ranking(tenant: Tenant, spec: RankingSpec, field: str) -> Planned:

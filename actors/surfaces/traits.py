@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Set
 from typing import Any
 
 import msgspec
 
 from actors.surfaces.interface import Who
-from actors.treatment.features import Features, Value, features_of
+from actors.treatment.features import Features, Value, features_of, without
 
 SCALAR = (str, float, int)
 """Types of traits that can be features: text, numbers and truth values."""
@@ -46,14 +46,17 @@ def known_of(who: Who) -> Mapping[str, Value]:
 def features_for(
     who: Who,
     allowed: Collection[str] | None = None,
-    forbidden: Collection[str] = (),
+    forbidden: Set[str] = frozenset(),
 ) -> Features:
     """Features of what is known: those `allowed` (None: all), never those that are forbidden."""
     known = known_of(who)
-    if allowed is None and not forbidden:
-        if who.ledger.features is None:
-            who.ledger.features = features_of(dict(list(known.items())[:FEATURES_MAX]))
-        return who.ledger.features
+    if allowed is None and (not forbidden or len(known) <= FEATURES_MAX):
+        every = who.ledger.features
+        if every is None:
+            every = features_of(dict(list(known.items())[:FEATURES_MAX]))
+            who.ledger.features = every
+        hidden = known.keys() & forbidden if forbidden else ()
+        return without(every, known, hidden) if hidden else every
     names = [
         name for name in known if name not in forbidden and (allowed is None or name in allowed)
     ]

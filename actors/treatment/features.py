@@ -8,7 +8,8 @@ quarter octave wide, since a response is seldom monotone.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 from zlib import crc32
 
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BUCKETS_PER_OCTAVE = 4
+LOG_2 = math.log(2.0)
 FEATURES_MAX = 256
 """Features of one context, and of one arm; further ones are left out."""
 
@@ -50,19 +52,45 @@ def features_of(named: Mapping[str, Value]) -> Features:
     hashes: list[int] = []
     values: list[float] = []
     for name, value in named.items():
-        if value is None:
-            continue
-        if isinstance(value, str | bool):
-            hashes.append(crc32(f"{name}={value}".encode()))
+        if isinstance(value, str):
+            hashes.append(crc32(value.encode(), _begun(name, "=")))
             values.append(1.0)
-            continue
-        size = math.copysign(math.log1p(abs(value)), value)
-        bucket = round(size / math.log(2.0) * BUCKETS_PER_OCTAVE)
-        hashes += (crc32(name.encode()), crc32(f"{name}~{bucket}".encode()))
-        values += (size, 1.0)
+        elif isinstance(value, bool):
+            hashes.append(crc32(b"True" if value else b"False", _begun(name, "=")))
+            values.append(1.0)
+        elif value is not None:
+            size = math.copysign(math.log1p(abs(value)), value)
+            bucket = round(size / LOG_2 * BUCKETS_PER_OCTAVE)
+            hashes += (_begun(name, ""), crc32(b"%d" % bucket, _begun(name, "~")))
+            values += (size, 1.0)
     return Features(
         np.array(hashes[:FEATURES_MAX], np.uint32), np.array(values[:FEATURES_MAX], np.float32)
     )
+
+
+def without(features: Features, named: Mapping[str, Value], hidden: Collection[str]) -> Features:
+    """The features of named values, FEATURES_MAX / 2 at most, without those of some names.
+
+    >>> known = {"device": "ios", "age": 30, "member": True}
+    >>> without(features_of(known), known, ["age"]).values.tolist()
+    [1.0, 1.0]
+    """
+    kept: list[bool] = []
+    for name, value in named.items():
+        if value is not None:
+            shown = name not in hidden
+            kept.append(shown)
+            if not isinstance(value, str | bool):
+                kept.append(shown)
+    mask = np.array(kept, np.bool_)
+    return Features(features.hashes[mask], features.values[mask])
+
+
+# The same few names come with every request. Values are not kept: they tell of people.
+@lru_cache(maxsize=4096)
+def _begun(name: str, sign: str) -> int:
+    """The hash of a feature's name, to which the value is added."""
+    return crc32(f"{name}{sign}".encode())
 
 
 class Arm(msgspec.Struct, frozen=True):

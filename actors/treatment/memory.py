@@ -20,9 +20,12 @@ from actors.treatment.belief import MEMORY
 
 ARMS_MAX = 16
 """Arms that are remembered of a person and policy; the one longest without a trial leaves."""
-ENTRY_BYTES = 20
+ENTRY_WORDS = 5
+ENTRY_BYTES = 4 * ENTRY_WORDS
 BYTES_MAX = ARMS_MAX * ENTRY_BYTES
 SURPRISE, WEIGHT, SUCCESSES, LAST = range(4)
+# Of bytes, as every other memory: kernels are compiled for arrays that can't be written to.
+NO_WORDS: NDArray[np.uint32] = np.frombuffer(b"", np.uint32)
 
 
 def recall(memory: bytes, arms: NDArray[np.uint32]) -> NDArray[np.float32]:
@@ -31,11 +34,14 @@ def recall(memory: bytes, arms: NDArray[np.uint32]) -> NDArray[np.float32]:
     Columns: the person's own effect; 1 if this was the last success; its share of successes, above
     that of an equal split. All 0 for who has no memory.
     """
-    out = np.zeros((len(arms), MEMORY), np.float32)
-    if memory:
-        known, entries = _read(memory)
-        _recall(known, entries, arms, out)
+    out = np.empty((len(arms), MEMORY), np.float32)
+    recall_into(words_of(memory), arms, out)
     return out
+
+
+def words_of(memory: bytes) -> NDArray[np.uint32]:
+    """A memory as kernels take it, uint32 [5 n]."""
+    return np.frombuffer(memory, np.uint32) if memory else NO_WORDS
 
 
 def remember(
@@ -72,14 +78,20 @@ def _read(memory: bytes) -> tuple[NDArray[np.uint32], NDArray[np.float32]]:
 
 
 @njit(cache=True)
-def _recall(known: Any, entries: Any, arms: Any, out: Any) -> None:
-    total = 0.0
-    for i in range(len(known)):
+def recall_into(words: Any, arms: Any, out: Any) -> None:
+    """`recall` of a memory's words, into out float32 [n, MEMORY]."""
+    out[:] = 0.0
+    if len(words) == 0:
+        return
+    total, n = 0.0, len(words) // ENTRY_WORDS
+    known = words[:n]
+    entries = words[n:].view(np.float32).reshape(n, ENTRY_WORDS - 1)
+    for i in range(n):
         total += entries[i, SUCCESSES]
     even = 1.0 / len(arms)
     for a in range(len(arms)):
         successes = 0.0
-        for i in range(len(known)):
+        for i in range(n):
             if known[i] == arms[a]:
                 out[a, 0] = entries[i, SURPRISE] / (entries[i, WEIGHT] + 1.0)
                 out[a, 1] = entries[i, LAST]

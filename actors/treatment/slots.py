@@ -14,6 +14,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+SLOTS_MAX = 60
+"""Slots of one choice."""
+
 
 @njit(cache=True)
 def _augment(start: Any, allowed: Any, left: Any, of_arm: Any, of_slot: Any) -> Any:

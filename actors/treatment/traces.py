@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from actors.treatment import belief
-from actors.treatment.features import NO_FEATURES, Arms, Features
+from actors.treatment.features import Features
 
 ANY: NDArray[np.bool_] = np.zeros((0, 0), np.bool_)
 """No slot excludes an arm of its own."""
@@ -70,60 +71,71 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Trace).decode
 
 
+@njit(cache=True)
+def candidates(hashes: Any, worth: Any, starts: Any, fh: Any, fx: Any, rows: Any) -> Any:
+    """What candidates are like, one after the other: uint32 [m] hashes; then, by their bits, worth
+    [m], starts [m + 1], features [n] and their values [n].
+    """
+    m, n = len(rows), 0
+    for row in rows:
+        n += starts[row + 1] - starts[row]
+    out = np.empty(3 * m + 1 + 2 * n, np.uint32)
+    floats = out.view(np.float32)
+    at = 3 * m + 1
+    out[2 * m] = 0
+    for i in range(m):
+        row = rows[i]
+        out[i] = hashes[row]
+        floats[m + i] = worth[row]
+        for j in range(starts[row], starts[row + 1]):
+            out[at] = fh[j]
+            floats[at + n] = fx[j]
+            at += 1
+        out[2 * m + i + 1] = at - 3 * m - 1
+    return out
+
+
 def trace_of(
     context: Features,
-    arms: Arms,
-    own: NDArray[np.float32],
-    candidates: NDArray[np.int32] | None,
+    like: NDArray[np.uint32],
+    own: NDArray[np.float32] | None,
+    rows: NDArray[np.int32],
     free: int,
     shown: NDArray[np.int32],
     chances: NDArray[np.float32],
     propensities: NDArray[np.float64],
+    allowed: NDArray[np.bool_] = ANY,
     shadow: NDArray[np.int32] = NO_ROWS,
     alike: NDArray[np.float64] = NO_ODDS,
-    allowed: NDArray[np.bool_] = ANY,
 ) -> bytes:
-    """The trace of a choice; candidates None: all arms, in their order."""
-    if candidates is None:
-        hashes, worth = arms.hashes, arms.values
-        features, starts = arms.features, arms.starts
-    else:
-        hashes, worth, own = arms.hashes[candidates], arms.values[candidates], own[candidates]
-        features, starts = _features(arms, candidates)
+    """The trace of a choice among the arms in `rows`.
+
+    like  what `candidates` makes of them
+    own   what is remembered of the person, by arm; None: nothing is
+    """
+    packed, m = like.tobytes(), len(rows)
+    a, b = 4 * m, 8 * m
+    c = 12 * m + 4
+    d = (len(packed) + c) // 2
     return _encode(
         Trace(
             context.hashes.tobytes(),
             context.values.tobytes(),
             free,
-            hashes.tobytes(),
-            worth.tobytes(),
-            starts.tobytes(),
-            features.hashes.tobytes(),
-            features.values.tobytes(),
-            own.tobytes() if own.any() else b"",
+            packed[:a],
+            packed[a:b],
+            packed[b:c],
+            packed[c:d],
+            packed[d:],
+            b"" if own is None else own[rows].tobytes(),
             shown.tobytes(),
             chances.tobytes(),
             propensities.tobytes(),
-            shadow.tobytes(),
-            alike.tobytes(),
+            shadow.tobytes() if len(shadow) else b"",
+            alike.tobytes() if len(alike) else b"",
             np.packbits(allowed).tobytes() if len(allowed) else b"",
         )
     )
-
-
-def _features(arms: Arms, candidates: NDArray[np.int32]) -> tuple[Features, NDArray[np.int32]]:
-    """The features of candidates, one after the other, and where each one's begin."""
-    starts = arms.starts
-    if not (starts[-1] and len(candidates)):
-        return NO_FEATURES, np.zeros(len(candidates) + 1, np.int32)
-    first = starts[candidates]
-    lengths = starts[candidates + 1] - first
-    ends = lengths.cumsum()
-    places = np.arange(ends[-1]) + (first - (ends - lengths)).repeat(lengths)
-    found = Features(arms.features.hashes[places], arms.features.values[places])
-    begins = np.zeros(len(candidates) + 1, np.int32)
-    begins[1:] = ends
-    return found, begins
 
 
 def traced(trace: bytes) -> Traced:

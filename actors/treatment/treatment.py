@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.treatment import belief, choosing, learning, memory
+from actors.treatment.acting import act
+from actors.treatment.baseline import baseline_rows
 from actors.treatment.features import Arms, Features
 from actors.treatment.policy import Policy
-from actors.treatment.slots import fillable, open_at, open_first
+from actors.treatment.slots import SLOTS_MAX, open_first
 from actors.treatment.traces import ANY, NO_ODDS, NO_ROWS, Traced, trace_of, traced
 
-SLOTS_MAX = 60
-"""Slots of one choice."""
 PARTS = ("base", "action", "contextAction", "person", "uncertainty")
 
 
@@ -46,6 +46,18 @@ class Choice(NamedTuple):
     acted: bool
     shadow: NDArray[np.int32]
     trace: bytes
+
+
+class Watched(NamedTuple):
+    """A draw that nobody sees: what the policy knew, and which rows it took."""
+
+    context: Features
+    like: NDArray[np.uint32]
+    own: NDArray[np.float32]
+    rows: NDArray[np.int32]
+    free: int
+    order: NDArray[np.int32]
+    allowed: NDArray[np.bool_]
 
 
 class Delta(NamedTuple):
@@ -97,49 +109,72 @@ class Treatment:
         baseline    ids by slot of what stands there where the policy does not act; None and beyond:
                     as the policy's own baseline says
         """
-        candidates, free, fixed = _candidates(len(arms.ids), eligible, pins, slots)
-        own = memory.recall(remembered, arms.hashes)
-        rows = _every(len(arms.ids)) if candidates is None else candidates
-        beliefs = self._believe(policy, context, arms, own, rows)
-        values = arms.values if candidates is None else arms.values[rows[:free]]
-        may = ANY if allowed is None else allowed[: len(fixed), rows[:free]].copy()
-        order, propensities = np.empty(len(fixed), np.int32), np.empty(len(fixed))
-        rule = (policy.rule, policy.alpha, policy.floor)
-        count, explored = choosing.draw(
-            beliefs, values, *rule, fixed, may, rng.random(len(fixed)), order, propensities
+        rows, free, fixed = _candidates(len(arms.ids), eligible, pins, slots)
+        k = len(fixed)
+        own = np.empty((len(arms.ids), belief.MEMORY), np.float32)
+        may = ANY if allowed is None else allowed[:k, rows[:free]].copy()
+        order, shown, propensities = np.empty(k, np.int32), np.empty(k, np.int32), np.empty(k)
+        chances, scores = np.empty(k, np.float32), np.empty(k, np.float32)
+        count, explored, like = act(
+            *(self._sums, policy.salt, policy.surface_salt, context.hashes, context.values),
+            *(arms.hashes, arms.starts, arms.features.hashes, arms.features.values, arms.values),
+            *(memory.words_of(remembered), rows, free),
+            *(policy.rule, policy.alpha, policy.floor, fixed, may),
+            *(rng.random(k), policy.spec.outcome == "choice"),
+            *(order, shown, propensities, chances, scores, own),
         )
-        order, propensities, may = order[:count], propensities[:count], may[:count]
-        shadow, alike = NO_ROWS, NO_ODDS
-        if not policy.acts:
-            drawn, explored = order, False
-            order = _baseline(policy, arms, rows, free, fixed[:count], may, baseline)
-            propensities = np.ones(count)
-            if policy.spec.mode != "off":
-                shadow, alike = drawn, np.empty(count)
-                choosing.along(beliefs, values, *rule, may, order, alike, np.empty((0, free)))
-        chances = np.empty(len(order), np.float32)
+        if count < k:
+            order, shown, propensities = order[:count], shown[:count], propensities[:count]
+            chances, scores, may = chances[:count], scores[:count], may[:count]
+        known = own if remembered else None
+        if policy.acts:
+            trace = trace_of(context, like, known, rows, free, order, chances, propensities, may)
+            return Choice(shown, propensities, chances, scores, explored, True, NO_ROWS, trace)
+        watched = Watched(context, like, own, rows, free, order, may)
+        return self._watch(policy, arms, watched, fixed[:count], baseline, known)
+
+    def _watch(
+        self,
+        policy: Policy,
+        arms: Arms,
+        drawn: Watched,
+        fixed: NDArray[np.int32],
+        baseline: Sequence[str | None],
+        known: NDArray[np.float32] | None,
+    ) -> Choice:
+        """The baseline's choice, and what the policy that drew another has to do with it."""
+        context, like, own, rows, free, shadow, may = drawn
+        order = baseline_rows(policy, arms, rows, free, fixed, may, baseline)
+        propensities, chances = np.ones(len(order)), np.empty(len(order), np.float32)
+        beliefs = self._believe(policy, context, arms, own, rows)
         choice = policy.spec.outcome == "choice"
         choosing.chances(self._sums, policy.salt, beliefs, order, choice, chances)
+        alike = NO_ODDS
+        if policy.spec.mode == "off":
+            shadow = NO_ROWS
+        else:
+            alike, rule = np.empty(len(order)), (policy.rule, policy.alpha, policy.floor)
+            values = arms.values[rows[:free]]
+            choosing.along(beliefs, values, *rule, may, order, alike, np.empty((0, free)))
         trace = trace_of(
-            *(context, arms, own, candidates, free, order, chances, propensities),
-            *(shadow, alike, may),
+            *(context, like, known, rows, free, order, chances, propensities, may, shadow, alike)
         )
-        shown, unseen = (order, shadow) if candidates is None else (rows[order], rows[shadow])
+        shown = rows[order]
         scores = chances * arms.values[shown]
-        return Choice(shown, propensities, chances, scores, explored, policy.acts, unseen, trace)
+        return Choice(shown, propensities, chances, scores, False, False, rows[shadow], trace)
 
     def predict(
         self, policy: Policy, context: Features, arms: Arms, remembered: bytes = b""
     ) -> NDArray[np.float32]:
         """P(reward) of each arm in the first slot, float32 [n]; or P(choice) if all were shown."""
-        every = np.arange(len(arms.ids), dtype=np.int32)
+        all_arms = every(len(arms.ids))
         own = memory.recall(remembered, arms.hashes)
-        beliefs = self._believe(policy, context, arms, own, every)
-        out = np.empty(len(every), np.float32)
+        beliefs = self._believe(policy, context, arms, own, all_arms)
+        out = np.empty(len(all_arms), np.float32)
         if policy.spec.outcome == "choice":
-            choosing.chances(self._sums, policy.salt, beliefs, every, True, out)
+            choosing.chances(self._sums, policy.salt, beliefs, all_arms, True, out)
         else:
-            choosing.merits(beliefs, np.ones(len(every)), choosing.GREEDY, 0.0, out)
+            choosing.merits(beliefs, np.ones(len(all_arms)), choosing.GREEDY, 0.0, out)
         return out
 
     def probabilities(
@@ -153,7 +188,7 @@ class Treatment:
     ) -> NDArray[np.float64]:
         """P(arm is drawn for the first slot), float64 [n]; 0 for what is not eligible."""
         if eligible is None:
-            eligible = _every(len(arms.ids))
+            eligible = every(len(arms.ids))
         if allowed is not None:
             eligible = eligible[open_first(allowed[:, eligible])]
         own = memory.recall(remembered, arms.hashes)
@@ -317,77 +352,25 @@ class Treatment:
 
 
 @lru_cache(maxsize=256)
-def _every(n: int) -> NDArray[np.int32]:
+def every(n: int) -> NDArray[np.int32]:
     """Indices of n arms, int32; not to be changed."""
-    every = np.arange(n, dtype=np.int32)
-    every.setflags(write=False)
-    return every
+    return np.arange(n, dtype=np.int32)
 
 
 def _candidates(
     n: int, eligible: NDArray[np.int32] | None, pins: Mapping[int, int] | None, slots: int
-) -> tuple[NDArray[np.int32] | None, int, NDArray[np.int32]]:
-    """Arms that are looked at, int32 (None: all n in their order); how many of them may be drawn;
-    and by slot which of the others stands there, int32, -1 = none.
+) -> tuple[NDArray[np.int32], int, NDArray[np.int32]]:
+    """Arms that are looked at, int32; how many of them, the first, may be drawn; and by slot which
+    of the others stands there, int32, -1 = none.
     """
-    fixed = np.full(min(slots, SLOTS_MAX), -1, np.int32)
+    fixed = np.empty(min(slots, SLOTS_MAX), np.int32)
+    fixed.fill(-1)
+    rows = every(n) if eligible is None else eligible
     if not pins:
-        whole = eligible is None or (len(eligible) == n and bool((eligible == _every(n)).all()))
-        return (None, n, fixed) if whole or eligible is None else (eligible, len(eligible), fixed)
-    if eligible is None:
-        eligible = _every(n)
-    eligible = eligible[~np.isin(eligible, list(pins.values()))]
-    free = len(eligible)
+        return rows, len(rows), fixed
+    rows = rows[~np.isin(rows, list(pins.values()))]
+    free = len(rows)
     for i, place in enumerate(pins):
         if place < len(fixed):
             fixed[place] = free + i
-    return np.append(eligible, np.array(list(pins.values()), np.int32)), free, fixed
-
-
-def baseline_order(
-    policy: Policy,
-    arms: Arms,
-    slots: int,
-    eligible: NDArray[np.int32],
-    allowed: NDArray[np.bool_] | None = None,
-    baseline: Sequence[str | None] = (),
-) -> NDArray[np.int32]:
-    """What stands in each slot where no policy acts, int32 indices of arms; as `choose` says."""
-    count = min(slots, SLOTS_MAX, len(eligible))
-    may = ANY if allowed is None else allowed[:count, eligible].copy()
-    fixed = np.full(count, -1, np.int32)
-    if len(may):
-        fixed = fixed[: fillable(may, fixed)]
-    rows = _baseline(policy, arms, eligible, len(eligible), fixed, may, baseline)
-    return eligible[rows]
-
-
-def _baseline(
-    policy: Policy,
-    arms: Arms,
-    candidates: NDArray[np.int32],
-    free: int,
-    fixed: NDArray[np.int32],
-    allowed: NDArray[np.bool_],
-    own: Sequence[str | None],
-) -> NDArray[np.int32]:
-    """Rows of candidates in the baseline's order, pins where they belong; each slot's own first."""
-    row_of = {arms.ids[arm]: row for row, arm in enumerate(candidates[:free].tolist())}
-    kept = {arm_id for arm_id in own if arm_id is not None}
-    # What another slot names for itself is left to it, while there is something else.
-    order = [*policy.spec.baseline, *row_of]
-    queue = [*(i for i in order if i not in kept), *(i for i in order if i in kept)]
-    left, may = np.ones(free, np.bool_), np.ones(free, np.bool_)
-    rows: list[int] = []
-    for place, pinned in enumerate(fixed.tolist()):
-        if pinned >= 0:
-            rows.append(pinned)
-            continue
-        if len(allowed):
-            open_at(place, len(fixed), allowed, left, fixed, may)
-        wanted = own[place] if place < len(own) else None
-        open_ids = (i for i in ([wanted, *queue] if wanted else queue) if i in row_of)
-        row = next(row_of[i] for i in open_ids if left[row_of[i]] and may[row_of[i]])
-        left[row] = False
-        rows.append(row)
-    return np.array(rows, np.int32)
+    return np.append(rows, np.array(list(pins.values()), np.int32)), free, fixed

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.evaluation import Logged, judge
+from actors.treatment.baseline import baseline_order
 from actors.treatment.features import NO_FEATURES, Arm, arms_of
 from actors.treatment.policy import RULES, PolicySpec, policy_of
 from actors.treatment.slots import fillable, open_at
-from actors.treatment.treatment import Treatment, baseline_order
+from actors.treatment.treatment import Treatment
 from tests.actors.surfaces.shop import Shop
 
 ARMS = arms_of([Arm(name) for name in "abcde"])
