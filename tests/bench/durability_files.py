@@ -32,8 +32,11 @@ def timed(act: Callable[[], object]) -> float:
     return time.perf_counter() - began_s
 
 
-def fdatasync_p50_us(folder: Path, size: int) -> float:
-    """Median of a write of `size` bytes and its fdatasync, into a file allocated before."""
+def fdatasync_p50_us(folder: Path, size: int, pause_s: float = 0.0) -> float:
+    """Median of a write of `size` bytes and its fdatasync, into a file allocated before.
+
+    pause_s  before each: a disk that rests in between, as between requests, takes longer
+    """
     path = folder / "flushed"
     content = os.urandom(size)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -42,6 +45,8 @@ def fdatasync_p50_us(folder: Path, size: int) -> float:
         os.fsync(descriptor)
         taken = []
         for number in range(FLUSHES):
+            if pause_s:
+                time.sleep(pause_s)
             began_ns = time.perf_counter_ns()
             os.pwrite(descriptor, content, number * size)
             os.fdatasync(descriptor)
