@@ -107,13 +107,16 @@ class RayNodes:
         self._own = ray.get_runtime_context().get_node_id()
         self._actors: dict[str, Any] = {}
         self._pids: dict[str, int] = {}
+        self._left: set[str] = set()
 
     def alive(self) -> list[str]:
         role = "shards" if self._config.node_roles else "CPU"
         return sorted(
             node["NodeID"]
             for node in ray.nodes()  # type: ignore[no-untyped-call]
-            if node["Alive"] and node["Resources"].get(role, 0) > 0
+            if node["Alive"]
+            and node["Resources"].get(role, 0) > 0
+            and node["NodeID"] not in self._left
         ) or [self._own]
 
     async def copies(self, node_id: str) -> list[CopyFound]:
@@ -176,6 +179,18 @@ class RayNodes:
             # It may have died: the next call makes another, or finds the one that is.
             self._actors.pop(node_id, None)
             raise
+
+    def leave(self, node_id: str) -> None:
+        """Nothing is on this node any more: end its backups, and begin none there."""
+        self._left.add(node_id)
+        actor = self._actors.pop(node_id, None)
+        self._pids.pop(node_id, None)
+        if actor is not None:
+            ray.kill(actor)
+
+    def come_back(self, node_id: str) -> None:
+        """The node may have backups again."""
+        self._left.discard(node_id)
 
     def close(self) -> None:
         """End all backups."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Awaitable
 from contextlib import suppress
 from functools import partial
@@ -23,7 +22,9 @@ from actors.coordinator import Coordinator, ShardHandle, Started
 from actors.custody import Custody, Place, Pulse
 from actors.documents import Stored
 from actors.epoch_store import open_store
+from actors.fleet_care import Desks, FleetCare
 from actors.incoming import Order
+from actors.machines_actor import RayMachines, machines_of
 from actors.messages import Item
 from actors.model_actor import MODEL_ACTOR, ModelActor
 from actors.planning import Advisor
@@ -43,6 +44,8 @@ from cluster.placement import Node
 LOG = logging.getLogger("onehop.actors")
 
 PLAN_S = 5.0
+ON_HEAD = {"node:__internal_head__": 0.001}
+"""The resource by which Ray places what belongs on its head, as Serve's own controller does."""
 Result = TypeVar("Result")
 
 
@@ -162,19 +165,6 @@ def _is_shard(name: str) -> bool:
     return name.startswith(shard_actor_name(""))
 
 
-def nodes_of_ray() -> list[Node]:
-    """The nodes that Ray has at this moment."""
-    return [
-        Node(
-            node["NodeID"],
-            max(node["Resources"].get("CPU", 0.0), 0.01),
-            int(node["Resources"].get("memory", 0)),
-        )
-        for node in ray.nodes()  # type: ignore[no-untyped-call]
-        if node["Alive"]
-    ]
-
-
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)
 class CoordinatorActor:
     """One per cluster. Restarted by Ray; it adopts the shards that outlived it."""
@@ -200,6 +190,11 @@ class CoordinatorActor:
             self.desk = ReshapeDesk(
                 self.coordinator, self.custody, self.reshaper, self.advisor, self._all_nodes
             )
+        machines = RayMachines(self.config, self.nodes)
+        fleet = None
+        if self.custody is not None and self.reshaper is not None and self.desk is not None:
+            fleet = Desks(self.custody, self.reshaper, self.desk)
+        self.care = FleetCare(self.config, self.advisor, fleet, machines, self._pairs)
         self.starting: asyncio.Task[None] | None = None
         self.model: Any = None
         self.archiver: asyncio.Task[None] | None = None
@@ -226,7 +221,7 @@ class CoordinatorActor:
         await asyncio.to_thread(_end_others, set(names))
         # Before the shards, beside whose start its process can do its imports.
         self.model = ModelActor.options(  # type: ignore[attr-defined]
-            name=MODEL_ACTOR, lifetime="detached", get_if_exists=True
+            name=MODEL_ACTOR, lifetime="detached", get_if_exists=True, resources=ON_HEAD
         ).remote(msgspec.json.encode(self.config), names)
         await self.coordinator.start()
         await self._on_shards(self.coordinator.names)
@@ -269,12 +264,7 @@ class CoordinatorActor:
                 names = [owner.shard_id for owner in partition_map.owners]
                 stats = await asyncio.gather(*map(_stats_of, names))
                 found = dict(zip(names, stats, strict=True))
-                nodes = await asyncio.to_thread(self._all_nodes)
-                busy, under_way = set[str](), 0
-                if self.reshaper is not None and self.desk is not None:
-                    nodes = self.desk.nodes()
-                    busy, under_way = self.reshaper.busy, self.reshaper.under_way
-                self.advisor.measure(loop.time(), partition_map, found, nodes, busy, under_way)
+                await self.care.step(loop.time(), partition_map, found)
                 # Also a model actor that died and came back has to be told.
                 await self._on_shards(self.coordinator.names)
             except Exception:
@@ -410,6 +400,14 @@ class CoordinatorActor:
         await self._started()
         return msgspec.json.encode([] if self.desk is None else await self.desk.drains())
 
+    async def nodes_with_shards(self) -> bytes:
+        """The nodes, and what is on them."""
+        report = await self.care.report((await self._started()).map)
+        return msgspec.json.encode(report)
+
+    def _pairs(self) -> bool:
+        return self.custody is not None and self.custody.config.level == "replica"
+
     def _desk(self) -> ReshapeDesk:
         if self.desk is None:
             wanted = "disk or replica: ranges move by their logs"
@@ -417,11 +415,8 @@ class CoordinatorActor:
         return self.desk
 
     def _all_nodes(self) -> list[Node]:
-        nodes = nodes_of_ray()
-        if self.config.address:
-            return nodes
-        # This Ray is ours alone, and was told of more CPUs than there are.
-        return [msgspec.structs.replace(node, cpus=float(os.cpu_count() or 1)) for node in nodes]
+        machines = machines_of(self.config, ray.nodes())  # type: ignore[no-untyped-call]
+        return [Node(m.node_id, m.cpus, m.memory_bytes) for m in machines]
 
     async def model_versions(self, tenant: str) -> bytes:
         await self._started()
@@ -434,6 +429,7 @@ class CoordinatorActor:
         return serving
 
     async def shutdown(self) -> None:
+        await self.care.close()
         if self.model is not None:
             try:
                 await self.model.stop.remote()

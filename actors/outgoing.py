@@ -36,6 +36,7 @@ FORGOTTEN_S = 60.0
 """Who did not ask for so long follows no more."""
 WATCH_S = 0.02
 STORE_RETRY_S = 0.05
+SEAL_TRIES = 5
 SETTLED = {(Standing.ALONE, Link.DOWN), (Standing.PAIRED, Link.LIVE)}
 
 
@@ -95,17 +96,23 @@ class Outgoing:
                 self._shard.followed = True
                 self._journal.listen(self._keep)
                 self._watching = asyncio.create_task(self._watch())
-            # What was written by now becomes files that change no more.
+            sealed, next_seq = await self._sealed(handoff)
+            files = [*snapshots(self._folder)[-1:], *sealed]
+            sizes = [(path.name, path.stat().st_size) for path in files]
+            return Begun(str(self._folder), sizes, next_seq)
+
+    async def _sealed(self, handoff: str) -> tuple[list[Path], int]:
+        """Segments that change no more, and the first sequence behind them. Raises Unavailable."""
+        for _ in range(SEAL_TRIES):
             self._journal.writer.seal()
             self._shard.log(Followed(handoff))
             await self._journal.sync()
             *sealed, active = segments(self._folder)
             next_seq = first_seq_of(active)
-            if not sealed or (self._batches and self._batches[0].first_seq > next_seq):
-                raise Unavailable("the log can't begin a new segment now")
-            files = [*snapshots(self._folder)[-1:], *sealed]
-            sizes = [(path.name, path.stat().st_size) for path in files]
-            return Begun(str(self._folder), sizes, next_seq)
+            # A batch that was under way when all this began may have opened the segment unheard.
+            if sealed and not (self._batches and self._batches[0].first_seq > next_seq):
+                return sealed, next_seq
+        raise Unavailable("the log can't begin a new segment now")
 
     def read(self, name: str, offset: int, size: int) -> bytes:
         """A piece of a file that `begin` named. Raises OSError."""

@@ -49,7 +49,9 @@ class Advisor:
     """Call `measure` every few seconds; `advice` is then what `GET /v1/plan` answers."""
 
     def __init__(self, config: Config) -> None:
-        self._planner = Planner(PlanSettings(bytes_max=config.profile_bytes_max))
+        self._planner = Planner(
+            PlanSettings(bytes_max=config.profile_bytes_max, shards_min=config.shards)
+        )
         self._before: dict[str, _Measured] = {}
         self._loads: list[ShardLoad] = []
         self._hot: dict[str, list[dict[str, Any]]] = {}
@@ -100,6 +102,11 @@ class Advisor:
         self._loads = loads
         self._plan = self._planner.step(now_s, nodes, loads, busy, under_way)
         return self._plan
+
+    @property
+    def loads(self) -> Sequence[ShardLoad]:
+        """Of all shards, as they were measured last."""
+        return self._loads
 
     def load(self, shard_id: str) -> ShardLoad | None:
         """What was last measured of a shard."""

@@ -52,13 +52,23 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     # Size.
     shards: Annotated[int, Meta(ge=1, le=1024)] = 2
-    """Actors that own a key range each; can't be changed for a `data_dir` that is in use."""
+    """Actors that own a key range each, in a new `data_dir`; the plan leaves no fewer."""
     gateways: Annotated[int, Meta(ge=1, le=256)] = 1
     """Processes that take HTTP."""
     gateways_max: Annotated[int, Meta(ge=0, le=256)] = 0
     """Up to so many gateways if those are busy; not above `gateways`: their number is fixed."""
     shard_cpus: Annotated[float, Meta(gt=0)] = 0.5
     """CPU that a shard claims from Ray; above 0, or the autoscaler takes its node for idle."""
+    reshape: Literal["auto", "always", "advise"] = "auto"
+    """Whether shards are split, merged and moved as `onehop plan` says. "auto" does so from two
+    nodes on: on one, more shards take more of the same memory and disk, so it only advises."""
+    nodes_min: Annotated[int, Meta(ge=1, le=1024)] = 1
+    """Nodes with shards that are kept whatever the load is; at "replica" no fewer than two."""
+    nodes_max: Annotated[int, Meta(ge=0, le=1024)] = 0
+    """Up to so many nodes with shards are asked of Ray's autoscaler, and given back, by load; 0:
+    their number is the operator's affair."""
+    shrink_after_s: Seconds = 600.0
+    """How long fewer gateways or nodes must do until one is given back."""
     node_roles: bool = False
     """Shards only on nodes with the Ray resource "shards", gateways on those with "gateways"."""
     profiles_max: Annotated[int, Meta(ge=1024, le=1 << 30)] = 16_000_000

@@ -100,6 +100,29 @@ class CoordinatorControl:
         advice: bytes = await _asked(self._coordinator.plan.remote())
         return advice
 
+    async def reshape(self, request_json: bytes) -> bytes:
+        begun: bytes = await _asked(self._coordinator.reshape.remote(request_json))
+        return begun
+
+    async def reshapes(self) -> bytes:
+        listed: bytes = await _asked(self._coordinator.reshapes.remote())
+        return listed
+
+    async def abort_reshape(self, reshape_id: str) -> bytes | None:
+        aborted: bytes | None = await _asked(self._coordinator.abort_reshape.remote(reshape_id))
+        return aborted
+
+    async def nodes(self) -> bytes:
+        listed: bytes = await _asked(self._coordinator.nodes_with_shards.remote())
+        return listed
+
+    async def drain(self, node_id: str) -> bytes:
+        begun: bytes = await _asked(self._coordinator.drain.remote(node_id))
+        return begun
+
+    async def undrain(self, node_id: str) -> None:
+        await _asked(self._coordinator.undrain.remote(node_id))
+
     async def model_versions(self, tenant: str) -> bytes:
         versions: bytes = await _asked(self._coordinator.model_versions.remote(tenant))
         return versions

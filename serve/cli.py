@@ -30,6 +30,7 @@ from serve.remote import (
     show_status,
     where_is,
 )
+from serve.shards_command import DRAIN_S, abort, drain, list_fleet, reshape, undrain
 
 if TYPE_CHECKING:
     from serve.launch import Cluster
@@ -277,3 +278,70 @@ def status_command(**where: Any) -> None:
 def plan_command(**where: Any) -> None:
     """Loads of the shards, and what to split, merge or move for them."""
     asyncio.run(show_plan(where_is(**where)))
+
+
+@commands.group("shards")
+def shards_commands() -> None:
+    """Split, move and merge shards while they serve; empty nodes."""
+
+
+@shards_commands.command("list")
+@remote
+def shards_list(**where: Any) -> None:
+    """Nodes with what is on them, and reshapes under way and before."""
+    asyncio.run(list_fleet(where_is(**where)))
+
+
+@shards_commands.command("split")
+@click.argument("shard")
+@click.option("--at", multiple=True, help="Where to cut, hexadecimal. Default: half of the load.")
+@click.option("--node", multiple=True, help="Where a part goes, one per part, in order.")
+@remote
+def shards_split(shard: str, at: tuple[str, ...], node: tuple[str, ...], **where: Any) -> None:
+    """Divide SHARD."""
+    wish = {"at": list(at), "nodeIds": list(node)}
+    asyncio.run(reshape(where_is(**where), f"/v1/shards/{shard}:split", wish))
+
+
+@shards_commands.command("move")
+@click.argument("shard")
+@click.option("--node", help="Where to. Default: the node with the least load.")
+@remote
+def shards_move(shard: str, node: str | None, **where: Any) -> None:
+    """Move SHARD to another node."""
+    asyncio.run(reshape(where_is(**where), f"/v1/shards/{shard}:move", {"nodeId": node}))
+
+
+@shards_commands.command("merge")
+@click.argument("shards", nargs=-1, required=True)
+@click.option("--node", help="Where to. Default: the node with the least load.")
+@remote
+def shards_merge(shards: tuple[str, ...], node: str | None, **where: Any) -> None:
+    """Make one of SHARDS, which lie side by side."""
+    wish = {"shards": list(shards), "nodeId": node}
+    asyncio.run(reshape(where_is(**where), "/v1/shards:merge", wish))
+
+
+@shards_commands.command("abort")
+@click.argument("reshape_id", metavar="RESHAPE")
+@remote
+def shards_abort(reshape_id: str, **where: Any) -> None:
+    """Undo RESHAPE, unless it is decided already."""
+    asyncio.run(abort(where_is(**where), reshape_id))
+
+
+@shards_commands.command("drain")
+@click.argument("node")
+@click.option("--timeout", type=click.FloatRange(min=0), default=DRAIN_S, show_default=True)
+@remote
+def shards_drain(node: str, timeout: float, **where: Any) -> None:
+    """Move everything off NODE, named by its id, the beginning of that, or its address."""
+    asyncio.run(drain(where_is(**where), node, timeout))
+
+
+@shards_commands.command("undrain")
+@click.argument("node")
+@remote
+def shards_undrain(node: str, **where: Any) -> None:
+    """Let NODE have shards again."""
+    asyncio.run(undrain(where_is(**where), node))

@@ -26,6 +26,8 @@ def build(arguments: dict[str, Any]) -> Application:
     Raises     ConfigError
     """
     config = load(os.environ.get("ONEHOP_CONFIG"), os.environ, arguments)
+    # Whoever asks Serve to build this has a Ray cluster, and what is claimed there counts.
+    config = msgspec.structs.replace(config, address=config.address or "auto")
     ensure_keys(config, time.time())
     ensure_secret(config)
     find_or_start_coordinator(config)
@@ -34,7 +36,7 @@ def build(arguments: dict[str, Any]) -> Application:
 
 def find_or_start_coordinator(config: Config) -> Any:
     """The handle of the one coordinator in this Ray cluster; the first call to it starts shards."""
-    from actors.coordinator_actor import CoordinatorActor
+    from actors.coordinator_actor import ON_HEAD, CoordinatorActor
 
     actor: Any = CoordinatorActor
     return actor.options(
@@ -43,4 +45,6 @@ def find_or_start_coordinator(config: Config) -> Any:
         lifetime="detached",
         max_restarts=-1,
         get_if_exists=True,
+        # Where it can't keep a node from being given back.
+        resources=ON_HEAD,
     ).remote(msgspec.json.encode(config))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from cluster.config import Config
+from cluster.errors import ConfigError
 from serve.app import APP_NAME, COORDINATOR, NAMESPACE
 
 LOG = logging.getLogger("onehop.serve")
@@ -25,6 +27,16 @@ def is_running() -> bool:
     return True
 
 
+def check_port(config: Config) -> None:
+    """Raises ConfigError if Serve ran already in the cluster and listens elsewhere: it stays so."""
+    from ray.serve.context import _get_global_client
+
+    client: Any = _get_global_client()
+    port = client.http_config.port
+    if port != config.port:
+        raise ConfigError(f"Ray Serve listens on port {port} there already, got {config.port}")
+
+
 def leave(coordinator: Any) -> None:
     """Take our application and all our actors out, in whatever state their start was."""
     import ray
@@ -34,6 +46,9 @@ def leave(coordinator: Any) -> None:
 
     try:
         ray_serve.delete(APP_NAME)
+        if not ray_serve.status().applications:
+            # Its proxies would keep the port for ever.
+            ray_serve.shutdown()  # type: ignore[no-untyped-call]
     except RayServeException as error:
         LOG.info("there is no application to be taken out: %s", error)
     try:

@@ -310,7 +310,7 @@ def _start(config: Config, cluster: Cluster) -> None:
 
     from serve.app import APP_NAME, app
     from serve.fleet import find_or_start_coordinator
-    from serve.joined import is_running
+    from serve.joined import check_port, is_running
 
     # What Serve reports as good news is `launch`'s to say; its files have it all.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -325,6 +325,7 @@ def _start(config: Config, cluster: Cluster) -> None:
         proxy_location=ProxyLocation.EveryNode if config.address else ProxyLocation.HeadOnly,
         http_options=HTTPOptions(host=config.host, port=config.port),
     )
+    check_port(config)
     try:
         ray.get(shards_up)
     except RayTaskError as error:

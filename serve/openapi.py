@@ -34,6 +34,7 @@ from serve.operation import Operation
 from serve.personalizer import PERSONALIZER_OPERATIONS
 from serve.policies import POLICY_OPERATIONS
 from serve.reports import REPORT_OPERATIONS
+from serve.reshapes import RESHAPE_OPERATIONS
 from serve.rewards import REWARD_OPERATIONS
 
 VERSION = "0.1.0"
@@ -191,6 +192,7 @@ OPERATIONS = (
     *DOCUMENT_OPERATIONS,
     *REPORT_OPERATIONS,
     *POLICY_OPERATIONS,
+    *RESHAPE_OPERATIONS,
     *OFREP_OPERATIONS,
     *PERSONALIZER_OPERATIONS,
 )

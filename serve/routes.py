@@ -43,6 +43,7 @@ from serve.problems import (
     http_problem,
 )
 from serve.reports import REPORT_ROUTES
+from serve.reshapes import RESHAPE_ROUTES
 from serve.rewards import REWARD_ROUTES
 from serve.stream import STREAM_ROUTE, serve_stream
 
@@ -222,6 +223,7 @@ ROUTES: tuple[tuple[str, str, Work], ...] = (
     ("GET", "/metrics", get_metrics),
     *REPORT_ROUTES,
     *POLICY_ROUTES,
+    *RESHAPE_ROUTES,
     *DOCUMENT_ROUTES,
 )
 

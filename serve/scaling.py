@@ -22,7 +22,6 @@ BUSY_MAX = 0.60
 BUSY_MIN = 0.45
 """Fewer, if all would still be less busy than this."""
 UP_S = 2.0
-DOWN_S = 600.0
 LOOK_BACK_S = 11.0
 """Serve warns of less than eleven. Gateways report every two seconds (`launch.REPORT_S`): so more
 are asked for within 15 s of an overload."""
@@ -80,7 +79,7 @@ def autoscaling(config: Config) -> AutoscalingConfig | None:
         initial_replicas=config.gateways,
         max_replicas=config.gateways_max,
         upscale_delay_s=UP_S,
-        downscale_delay_s=DOWN_S,
+        downscale_delay_s=config.shrink_after_s,
         look_back_period_s=LOOK_BACK_S,
         policy=policy,
     )

@@ -1,4 +1,4 @@
-"""The answer of `GET /v1/shards` as a table for people. Pure."""
+"""What shards, plan, nodes and reshapes are, as tables and lines for people. Pure."""
 
 from __future__ import annotations
 
@@ -24,15 +24,10 @@ HEADER = (
 def shards_table(answer: Mapping[str, Any]) -> str:
     """One line per shard: its share of the keys, what it holds, microseconds by stage."""
     rows = [HEADER, *(_row(owner) for owner in answer["owners"])]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
     profiles = sum(o["stats"]["profiles"] for o in answer["owners"] if o["stats"])
     down = sum(owner["stats"] is None for owner in answer["owners"])
     total = f"epoch {answer['epoch']}, {profiles:,} profiles, {len(rows) - 1} shards"
-    return "\n".join([*lines, total + (f", {down} of them not answering" if down else "")])
+    return "\n".join([_table(rows), total + (f", {down} of them not answering" if down else "")])
 
 
 def plan_text(answer: Mapping[str, Any]) -> str:
@@ -41,11 +36,7 @@ def plan_text(answer: Mapping[str, Any]) -> str:
         return "nothing is measured yet; ask again in ten seconds"
     header = ("shard", "node", "load", "CPU", "requests/s", "queue p99 us", "hottest person")
     rows = [header, *(_plan_row(shard) for shard in answer["shards"])]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+    lines = [_table(rows)]
     for reshape in answer["reshapes"]:
         into = len(reshape["targets"])
         what = f"shard {', '.join(reshape['sources'])} -> {into} on "
@@ -119,3 +110,50 @@ def size_text(size: float) -> str:
             return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TB"
+
+
+def nodes_text(nodes: Sequence[Mapping[str, Any]]) -> str:
+    """One line per node: its size, and the shards and copies on it."""
+    rows = [("node", "address", "CPUs", "memory", "shards", "copies", "")]
+    for node in nodes:
+        left = f"draining: {node['shardsLeft']} shards and {node['copiesLeft']} copies are left"
+        rows.append(
+            (
+                node["nodeId"][:12],
+                node["address"],
+                f"{node['cpus']:g}",
+                size_text(node["memoryBytes"]),
+                ", ".join(node["shards"]) or "-",
+                ", ".join(node["copies"]) or "-",
+                left if node["draining"] else "",
+            )
+        )
+    return _table(rows)
+
+
+def reshape_text(reshape: Mapping[str, Any]) -> str:
+    """A reshape in one line: what became of which shards, where, and how long that took.
+
+    >>> target = {"shardId": "2", "start": "0", "stop": "8", "nodeId": "ab12cd34"}
+    >>> reshape_text({"id": "r1", "kind": "move", "sources": ["0"], "targets": [target],
+    ...     "step": "done", "reason": "", "startedAt": 0, "seconds": 2, "frozenSeconds": 0.04})
+    'move r1: shard 0 -> 2 on ab12cd34: done in 2.0 s, requests held for 40 ms'
+    """
+    targets = ", ".join(
+        f"{target['shardId']} on {target['nodeId'][:8]}" for target in reshape["targets"]
+    )
+    text = f"{reshape['kind']} {reshape['id']}: shard {', '.join(reshape['sources'])} -> {targets}"
+    if reshape["step"] == "done":
+        held_ms = reshape["frozenSeconds"] * 1000
+        return f"{text}: done in {reshape['seconds']:.1f} s, requests held for {held_ms:.0f} ms"
+    reason = f": {reshape['reason']}" if reshape["reason"] else ""
+    return f"{text}: {reshape['step']}{reason}"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    """Cells in columns as wide as their widest."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )

@@ -18,6 +18,7 @@ from serve.auth import Keys, PlainKeys, generate_key, write_keys
 from serve.fast_lane import FastLane, install, uninstall
 from serve.gateway import Gateway
 from serve.routes import build_app
+from tests.serve.fake_fleet import FakeFleet
 from tests.serve.fake_owner import FakeOwner, Handler, Maps, map_of, new_router
 
 LOCAL = (b"host", b"127.0.0.1:8000")
@@ -45,6 +46,7 @@ class FakeControl:
     def __init__(self) -> None:
         self.items: dict[tuple[str, str], Any] = {}
         self.imports: dict[tuple[str, str], bytes] = {}
+        self.fleet = FakeFleet()
         self.desk = DocumentDesk(asyncio.Lock(), self._spread, lambda: 1_790_000_000.0)
 
     async def put_items(self, tenant: str, items_json: bytes) -> bytes:
@@ -93,6 +95,24 @@ class FakeControl:
 
     async def plan(self) -> bytes:
         return b'{"reshapes":[],"blocked":[],"cpusWanted":0.5,"shards":[]}'
+
+    async def reshape(self, request_json: bytes) -> bytes:
+        return self.fleet.reshape(msgspec.json.decode(request_json))
+
+    async def reshapes(self) -> bytes:
+        return msgspec.json.encode(self.fleet.begun)
+
+    async def abort_reshape(self, reshape_id: str) -> bytes | None:
+        return self.fleet.abort(reshape_id)
+
+    async def nodes(self) -> bytes:
+        return msgspec.json.encode(self.fleet.nodes)
+
+    async def drain(self, node_id: str) -> bytes:
+        return self.fleet.drain(node_id)
+
+    async def undrain(self, node_id: str) -> None:
+        self.fleet.set_draining(node_id, False)
 
     async def model_versions(self, tenant: str) -> bytes:
         return msgspec.json.encode({"serving": "m2", "events": 5, "saved": ["m1", "m2"]})

@@ -16,6 +16,7 @@ import pytest
 from actors.layout import Layout
 from actors.warm_start_actor import ImportStatus
 from serve.cli import main, stoppable
+from tests.serve.fake_fleet import FakeFleet
 from tests.serve.test_status import STATS, owner
 
 Run = Callable[..., tuple[int, str, str]]
@@ -74,7 +75,7 @@ def onehop() -> Iterator[tuple[Standin, str]]:
             self.end_headers()
             self.wfile.write(data)
 
-        do_GET = do_POST = handle_any
+        do_GET = do_POST = do_DELETE = handle_any
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
@@ -235,6 +236,63 @@ def test_a_failed_import_is_exit_code_1(onehop: tuple[Standin, str], run: Run) -
     code, _, err = run("warm-start", "e.parquet", "--url", url)
     assert code == 1
     assert "no such file" in err
+
+
+def test_a_split_is_waited_for_and_its_outcome_told(onehop: tuple[Standin, str], run: Run) -> None:
+    standin, url = onehop
+    begun = json.loads(FakeFleet().reshape({"kind": "split", "shards": ["0"]}))
+    done = begun | {"step": "done", "seconds": 2.5, "frozenSeconds": 0.041}
+    standin.answers["POST", "/v1/shards/0:split"] = [(202, begun)]
+    standin.answers["GET", "/v1/reshapes/r0"] = [(200, begun | {"step": "swap"}), (200, done)]
+    code, out, err = run("shards", "split", "0", "--at", "8", "--url", url)
+    assert standin.bodies("/v1/shards/0:split") == [{"at": ["8"], "nodeIds": []}]
+    assert (code, err) == (0, "split r0: copy\nsplit r0: swap\n")
+    assert "shard 0 -> 2 on b2b2b2b2, 3 on b2b2b2b2: done in 2.5 s, requests held for 41" in out
+    aborted = begun | {"step": "aborted", "reason": "the target died"}
+    standin.answers["GET", "/v1/reshapes/r0"] = [(200, aborted)]
+    standin.answers["DELETE", "/v1/reshapes/r0"] = [(202, begun | {"step": "abort"})]
+    code, _, err = run("shards", "split", "0", "--url", url)
+    assert (code, err.splitlines()[-1]) == (
+        1,
+        "onehop: reshape r0 was aborted: the target died",
+    )
+    # To undo it is what was asked for here.
+    assert run("shards", "abort", "r0", "--url", url)[0] == 0
+
+
+def test_moves_and_merges_name_nodes_only_if_asked_to(
+    onehop: tuple[Standin, str], run: Run
+) -> None:
+    standin, url = onehop
+    done = json.loads(FakeFleet().reshape({"kind": "move", "shards": ["0"]})) | {"step": "done"}
+    for path in ("/v1/shards/0:move", "/v1/shards:merge"):
+        standin.answers["POST", path] = [(202, done)]
+    assert run("shards", "move", "0", "--node", "10.0.0.1", "--url", url)[0] == 0
+    assert run("shards", "merge", "0", "1", "--url", url)[0] == 0
+    assert standin.bodies("/v1/shards/0:move") == [{"nodeId": "10.0.0.1"}]
+    assert standin.bodies("/v1/shards:merge") == [{"shards": ["0", "1"], "nodeId": None}]
+
+
+def test_a_drain_is_waited_for_until_nothing_is_left_or_time_is_up(
+    onehop: tuple[Standin, str], run: Run
+) -> None:
+    standin, url = onehop
+    fleet = FakeFleet()
+    node = fleet.nodes[0] | {"draining": True}
+    busy = {"nodes": [node | {"shardsLeft": 1, "copiesLeft": 2}]}
+    standin.answers["POST", "/v1/nodes/10.0.0.0:drain"] = [(202, {"reshapes": []})]
+    standin.answers["GET", "/v1/nodes"] = [(200, busy), (200, {"nodes": [node]})]
+    code, out, err = run("shards", "drain", "10.0.0.0", "--url", url)
+    assert (code, err) == (0, "1 shards and 2 copies are left\n")
+    assert out.endswith("is empty: it may go\n")
+    standin.answers["GET", "/v1/nodes"] = [(200, busy)]
+    code, _, err = run("shards", "drain", "10.0.0.0", "--timeout", "0.1", "--url", url)
+    assert code == 1
+    assert "after 0 s 1 shards and 2 copies are left on node 10.0.0.0" in err
+    standin.answers["GET", "/v1/reshapes"] = [(200, {"reshapes": []})]
+    code, out, _ = run("shards", "list", "--url", url)
+    assert code == 0
+    assert "draining: 1 shards and 2 copies are left" in out
 
 
 def test_replay_adds_items_first_and_sends_every_event(

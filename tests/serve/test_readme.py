@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import click
 import msgspec
 import pytest
 from click.testing import CliRunner
@@ -26,10 +27,14 @@ def test_tables_of_settings_and_modules_are_those_of_the_code() -> None:
 def test_every_command_and_option_of_the_readme_exists() -> None:
     section = TEXT.split("## Command line")[1].split("## ")[0]
     for line in re.findall(r"^    onehop (.+?)(?:#.*)?$", section, re.M):
-        name = line.split()[0]
-        help_text = CliRunner().invoke(commands, [name, "--help"]).output
+        words = [line.split()[0]]
+        group = commands.commands[words[0]]
+        if isinstance(group, click.Group):
+            words.append(line.split()[1])
+        help_text = CliRunner().invoke(commands, [*words, "--help"]).output
         for option in re.findall(r"--[\w-]+", line):
-            assert option in help_text, f"onehop {name} has no {option}"
+            assert option in help_text, f"onehop {' '.join(words)} has no {option}"
+        assert "Usage" in help_text, line
     assert {line.split()[0] for line in re.findall(r"^    onehop (.+)$", section, re.M)} == set(
         commands.commands
     )

@@ -11,7 +11,9 @@ from ray.serve.autoscaling_policy import _apply_autoscaling_config
 from ray.serve.config import AutoscalingContext
 
 from cluster.config import Config
-from serve.scaling import BUSY_MAX, DOWN_S, METRIC, BusyMeter, autoscaling, gateways_wanted, wanted
+from serve.scaling import BUSY_MAX, METRIC, BusyMeter, autoscaling, gateways_wanted, wanted
+
+DOWN_S = Config().shrink_after_s
 
 
 @pytest.mark.parametrize("hundredths", range(0, 800, 7))

@@ -1,0 +1,155 @@
+"""Steady load with a memory: what failed, how long it took, and what became of every event.
+
+Half of the callers go through HTTP and count each answer that is no success, as clients without
+retries see them; the other half use the SDK and count what failed after its retries. Both write
+lists that the history checker reads at the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+
+from serve.client import Client
+from tests.bench.harness import Row, percentile
+from tests.faults.load import FAILED, ITEM, Body, Load, Reply, Wire, http_wire
+
+CALLERS = 8
+"""Of each kind."""
+
+
+class Seen:
+    """Answers as they came: (when it was sent, seconds it took), and failures by what they were."""
+
+    def __init__(self) -> None:
+        self.times: list[tuple[float, float]] = []
+        self.failed: Counter[str] = Counter()
+
+    def watching(self, wire: Wire) -> Wire:
+        """The same wire, with its calls counted."""
+        return Wire(
+            lambda body: self._call(wire.track(body)), lambda p: self._call(wire.profile(p))
+        )
+
+    async def _call(self, call: Awaitable[Reply]) -> Reply:
+        started_s = time.perf_counter()
+        try:
+            reply = await call
+        except FAILED as error:
+            self.failed[type(error).__name__] += 1
+            raise
+        finally:
+            self.times.append((started_s, time.perf_counter() - started_s))
+        # Nobody has written to a list that is not there.
+        if reply.status not in (200, 404):
+            self.failed[str(reply.status)] += 1
+        return reply
+
+    def p99_ms(self, start_s: float, stop_s: float) -> float:
+        found = sorted(took for at, took in self.times if start_s <= at < stop_s)
+        return percentile(found, 0.99) * 1000 if found else 0.0
+
+
+@asynccontextmanager
+async def sdk_wire(url: str, key: str) -> AsyncIterator[Wire]:
+    """Through the SDK, retries included; straight to the owners if they can be reached."""
+    async with Client(url, key) as client, http_wire(url, key) as plain:
+
+        async def track(body: Body) -> Reply:
+            answer = await client.track(
+                body["event"],
+                user_id=body["userId"],
+                properties=body["properties"],
+                message_id=body["messageId"],
+            )
+            return Reply(200, msgspec.json.encode(answer))
+
+        yield Wire(track, plain.profile)
+
+
+class Steady:
+    """Both loads, between `start` and `stop`."""
+
+    def __init__(self, url: str, key: str, rate: float, seed: int = 1) -> None:
+        self.raw, self.sdk = Seen(), Seen()
+        self._loads = [
+            Load(self._wire(http_wire, self.raw, url, key), seed, CALLERS, rate / 2),
+            Load(self._wire(sdk_wire, self.sdk, url, key), seed + 1, CALLERS, rate / 2, 10_000_000),
+        ]
+
+    @staticmethod
+    def _wire(kind: Callable[[str, str], Any], seen: Seen, url: str, key: str) -> Callable[[], Any]:
+        @asynccontextmanager
+        async def opened() -> AsyncIterator[Wire]:
+            async with kind(url, key) as wire:
+                yield seen.watching(wire)
+
+        return opened
+
+    def start(self) -> None:
+        for load in self._loads:
+            load.__enter__()
+
+    def stop(self) -> Row:
+        """What came of everything."""
+        for load in self._loads:
+            load.stop()
+        wrong = [violation.rule for load in self._loads for violation in load.check()]
+        found = Counter(wrong)
+        return {
+            "requests": len(self.raw.times) + len(self.sdk.times),
+            "failed": sum(self.sdk.failed.values()),
+            "failed_first": sum(self.raw.failed.values()),
+            "why": ",".join(sorted({*self.raw.failed, *self.sdk.failed})),
+            "lost": found.pop("lost", 0),
+            "doubled": found.pop("doubled", 0),
+            "wrong": ",".join(sorted(found)),
+        }
+
+    def p99_ms(self, start_s: float, stop_s: float) -> float:
+        both = Seen()
+        both.times = self.raw.times + self.sdk.times
+        return both.p99_ms(start_s, stop_s)
+
+
+Change = Callable[[], Awaitable[Row]]
+
+
+async def changed(
+    name: str, url: str, key: str, rate: float, seconds: float, change: Change
+) -> Row:
+    """A row: steady load for `seconds`, the change, and load for half of that after it.
+
+    p99_ratio  p99 while it changed, over the p99 before
+    """
+    async with Client(url, key) as client:
+        await client.put_items([{"id": ITEM}])
+    load = Steady(url, key, rate)
+    load.start()
+    # Connections are made, and the first lists are there.
+    await asyncio.sleep(1.0)
+    began_s = time.perf_counter()
+    await asyncio.sleep(seconds)
+    changed_s = time.perf_counter()
+    found = await change()
+    settled_s = time.perf_counter()
+    await asyncio.sleep(seconds / 2)
+    told = await asyncio.to_thread(load.stop)
+    steady, during = load.p99_ms(began_s, changed_s), load.p99_ms(changed_s, settled_s)
+    row: Row = {
+        "arm": name,
+        "connections": 2 * CALLERS,
+        **told,
+        "change_s": round(settled_s - changed_s, 2),
+        "p99_ms": round(steady, 1),
+        "p99_ratio": round(during / steady, 2) if steady else 0.0,
+        **found,
+    }
+    print(row, flush=True)
+    return row
