@@ -3,8 +3,9 @@
     python -m tests.bench.plan [--json FILE]
 
 Rows: one per scenario: the hottest shard over the mean (median and worst of the second half of the
-time), reshapes by kind, the share of all profiles that crossed the network, and the time from the
-first overload to the first reshape.
+time; `one_key_over_mean` is what the busiest person alone makes of it, below which no division by
+people can come), reshapes by kind, the share of all profiles that crossed the network, and the time
+from the first overload to the first reshape.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ SCENARIOS: dict[str, tuple[float, int, Demand]] = {
 def run(name: str, seed: int) -> Row:
     exponent, keys, demand = SCENARIOS[name]
     world = World(seed, lambda rng: zipf(keys, exponent, rng), demand, nodes=4)
+    bounds: list[float] = []
     ratios, overloaded_s, answered_s, started = [], None, None, time.perf_counter()
     steps = int(HOURS * 3600 / STEP_S)
     for step in range(steps):
@@ -49,12 +51,14 @@ def run(name: str, seed: int) -> Row:
             answered_s = world.now_s - overloaded_s
         if step >= steps // 2:
             ratios.append(world.imbalance())
+            bounds.append(float(world.shares.max()) * len(world.owners))
     kinds = Counter(reshape.kind for _, reshape in world.done)
     return {
         "set": name,
         "hours": HOURS,
         "shards": len(world.owners),
         "hottest_over_mean": round(statistics.median(ratios), 3),
+        "one_key_over_mean": round(statistics.median(bounds), 3),
         "hottest_over_mean_max": round(max(ratios), 3),
         **{f"{kind}s": kinds[kind] for kind in ("split", "merge", "shift", "move")},
         "profiles_moved": round(world.moved_share, 2),
