@@ -4,6 +4,7 @@ import gzip
 import importlib
 import json
 import re
+import shlex
 import tomllib
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from ray.serve.schema import ServeDeploySchema
 
 from cluster.config import load
+from serve.cli import shards_commands
 from tests.deploy.dockerfile import ROOT
 from tests.deploy.manifests import OVERLAYS, Manifest, load_all, of_kind, pods, rendered, renderer
 from tests.deploy.test_image import locked
@@ -110,6 +112,28 @@ def test_ray_pods_leave_slowly_and_say_how_they_are(overlay: str):
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
             # The image has neither wget nor curl, on which KubeRay's own probes stand.
             assert "httpGet" in container[probe], name
+
+
+def test_a_shard_s_pod_empties_itself_before_it_goes():
+    """What its hook runs is parsed by the command itself."""
+    (spec,) = [pod["spec"] for _, pod in pods("fleet") if _role(pod) == "shards"]
+    (container,) = spec["containers"]
+    shell, flag, script = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert (shell, flag) == ("sh", "-c")
+    name, group, command, *words = shlex.split(script)
+    assert (name, group) == ("onehop", "shards")
+    parsed = shards_commands.commands[command].make_context(command, list(words))
+    assert parsed.params["node"] == "$POD_IP"
+    assert parsed.params["timeout"] + 30 < spec["terminationGracePeriodSeconds"]
+    environment = {one["name"]: one for one in container["env"]}
+    assert environment["POD_IP"]["valueFrom"]["fieldRef"]["fieldPath"] == "status.podIP"
+    assert environment["ONEHOP_API_KEY"]["valueFrom"]["secretKeyRef"]["name"] in MADE_BY_HAND
+    services = {one["metadata"]["name"] for one in of_kind("fleet", "Service")}
+    assert environment["ONEHOP_URL"]["value"].removeprefix("http://") in services
+
+
+def _role(pod: dict[str, Any]) -> str:
+    return str(pod["metadata"]["labels"].get("onehop.dev/role", ""))
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
