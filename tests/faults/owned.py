@@ -45,9 +45,19 @@ class Owner:
         self.ahead_s = 0.0
         """By how much the owner's clock is wrong."""
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
-        self.proxy: TcpProxy = self._do(self._start())
+        self._listener: Any = self._do(self._start())
+
+    @property
+    def proxy(self) -> TcpProxy:
+        proxy: TcpProxy = self._listener
+        return proxy
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where callers reach it."""
+        return "127.0.0.1", self.proxy.port
 
     def __call__(self, act: Callable[[TcpProxy], None]) -> None:
         """Do something to the network, in its loop."""
@@ -59,9 +69,9 @@ class Owner:
 
     def restart(self) -> None:
         """Become anew what the log says; callers lose their connections."""
-        port = self.proxy.port
+        port = self.address[1]
         self._do(self._stop())
-        self.proxy = self._do(self._start(port))
+        self._listener = self._do(self._start(port))
 
     def close(self) -> None:
         self._do(self._stop())
@@ -72,7 +82,7 @@ class Owner:
     @asynccontextmanager
     async def wire(self) -> AsyncIterator[Wire]:
         """Through a gateway's router and the proxy."""
-        partition = PartitionMap(1, (owner("0", EVERYTHING, "127.0.0.1", self.proxy.port, "n"),))
+        partition = PartitionMap(1, (owner("0", EVERYTHING, *self.address, "n"),))
 
         async def fetch(_: int) -> PartitionMap:
             return partition
@@ -104,7 +114,16 @@ class Owner:
     def _do(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(START_S)
 
-    async def _start(self, port: int = 0) -> TcpProxy:
+    def _run(self) -> None:
+        self._loop.run_forever()
+
+    async def _listen(self, endpoint: Endpoint, port: int) -> Any:
+        return await TcpProxy(await endpoint.start("127.0.0.1")).start(port)
+
+    async def _unlisten(self) -> None:
+        await self.proxy.close()
+
+    async def _start(self, port: int = 0) -> Any:
         config = Config(profiles_max=1 << 17, profile_bytes_max=1 << 27, items_max=64)
         clock = lambda: time.time() + self.ahead_s  # noqa: E731
         self._shard = Shard("0", EVERYTHING, config, now=clock)
@@ -112,10 +131,10 @@ class Owner:
         self._shard.journal = Journal(self._folder, end, self._fail, 1 << 20)
         self._shard.put_items(TENANT, msgspec.json.encode([Item(ITEM)]))
         self._endpoint = Endpoint(self._shard, lambda _: (SECRET, None))
-        return await TcpProxy(await self._endpoint.start("127.0.0.1")).start(port)
+        return await self._listen(self._endpoint, port)
 
     async def _stop(self) -> None:
-        await self.proxy.close()
+        await self._unlisten()
         await self._endpoint.close()
         assert self._shard.journal is not None
         self._shard.journal.close()

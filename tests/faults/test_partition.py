@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from tests.faults.conftest import judge
 from tests.faults.load import Load
+from tests.faults.namespaces import FarOwner, Namespace
 from tests.faults.owned import (
     NETWORK_FAULTS,
     Owner,
@@ -48,6 +50,40 @@ def test_a_partition_costs_nothing_that_was_acknowledged(
             if lost:
                 owned(cut)
             owned(heal)
+        load.wait_answers(20)
+    judge(load, kept)
+
+
+@pytest.fixture
+def far(tmp_path: Path) -> Iterator[tuple[FarOwner, Namespace]]:
+    try:
+        namespace = Namespace()
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("network namespaces may not be made here")
+    running = None
+    try:
+        running = FarOwner(tmp_path, namespace)
+        yield running, namespace
+    finally:
+        if running is not None:
+            running.close()
+        namespace.close()
+
+
+@pytest.mark.parametrize("way", ["both", "there", "back"])
+def test_packets_that_the_kernel_loses_cost_nothing_that_was_acknowledged(
+    far: tuple[FarOwner, Namespace], kept: Path, way: str
+) -> None:
+    owner, namespace = far
+    with Load(owner.wire, seed=6) as load:
+        for _ in range(2):
+            load.wait_answers(20)
+            namespace.cut(way)
+            time.sleep(FAULT_S)
+            answered = len(load.history)
+            time.sleep(FAULT_S)
+            assert len(load.history) == answered, "something was answered through a cut"
+            namespace.heal(way)
         load.wait_answers(20)
     judge(load, kept)
 
