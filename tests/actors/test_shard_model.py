@@ -252,8 +252,8 @@ class ShardAgainstDict(RuleBasedStateMachine):
 
 
 ShardAgainstDict.TestCase.settings = settings(
-    max_examples=500 if NIGHTLY else 12,
-    stateful_step_count=50 if NIGHTLY else 30,
+    max_examples=500 if NIGHTLY else 60,
+    stateful_step_count=50,
     deadline=None,
     suppress_health_check=list(HealthCheck),
     print_blob=True,

@@ -60,7 +60,7 @@ def test_a_full_disk_makes_read_only_and_room_makes_writable_again(
         put_item(onehop)
         ballast = onehop.data / "ballast"
         with new_load(onehop, seed=60) as load:
-            for _ in range(5):
+            for _ in range(4):
                 load.wait_answers(50)
                 _fill(ballast)
                 _wait_refusing(onehop)
