@@ -46,6 +46,8 @@ class Fleet:
             profile_bytes_max=1 << 22,
             items_max=64,
             map_wait_s=20.0,
+            # What is where changes by faults alone.
+            reshape="advise",
         )
         root.mkdir(exist_ok=True)
         self.secret = ensure_secret(self.config)
