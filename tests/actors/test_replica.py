@@ -27,7 +27,7 @@ from cluster.errors import Unavailable
 from cluster.frames import Op
 from cluster.keys import HASH_SPACE, KeyRange
 from cluster.levels import Level
-from cluster.ownership import NotEntitled
+from cluster.ownership import EpochStore, NotEntitled
 from cluster.replication import LEASE_S, Standing
 from tests.actors.local_nodes import SECRET, LocalNodes
 
@@ -91,7 +91,9 @@ class World:
 
     def __init__(self, root: Path, nodes: int) -> None:
         self.nodes = LocalNodes(root, nodes, CONFIG)
-        self.store = FileEpochStore(msgspec.structs.replace(CONFIG, data_dir=str(root / "store")))
+        self.store: EpochStore = FileEpochStore(
+            msgspec.structs.replace(CONFIG, data_dir=str(root / "store"))
+        )
         self.custody = Custody(self.nodes.configs["n0"], self.store, self.nodes)
 
     async def start(self, tries: int = 0) -> Running:
