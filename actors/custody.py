@@ -29,6 +29,9 @@ STORE_RETRY_S = 0.2
 STORE_S = 30.0
 CANDIDATE_S = 120.0
 """How long a candidate may take to catch up before another is tried."""
+CLEAN_S = 600.0
+"""Between two looks for copies that nobody needs: a node may come back with one, and with people in
+it who were erased since."""
 OWN_TRIES = 2
 """Starts of the owner's copy that may fail before its backup takes over."""
 
@@ -92,7 +95,7 @@ class Custody:
         self.draining: set[str] = set()
         """Nodes that are to go: no new copy is made there."""
         self._candidates: dict[str, tuple[int, float, Peer]] = {}
-        self._cleaned: dict[str, int] = {}
+        self._cleaned: dict[str, tuple[int, float]] = {}
 
     async def open(self) -> Table:
         """Read the table, or found it. From here on `config.durability` names a level.
@@ -250,10 +253,13 @@ class Custody:
             peer = await self._peer(claim, nodes, owner_node)
             if peer is not None:
                 await owner.follow(peer, pulse.epoch)
-        elif pulse.standing == Standing.PAIRED and self._cleaned.get(shard_id) != pulse.epoch:
-            self._candidates.pop(shard_id, None)
-            await self._clean(shard_id)
-            self._cleaned[shard_id] = pulse.epoch
+        elif pulse.standing == Standing.PAIRED:
+            now_s = asyncio.get_running_loop().time()
+            epoch, cleaned_s = self._cleaned.get(shard_id, (-1, now_s))
+            if epoch != pulse.epoch or now_s > cleaned_s + CLEAN_S:
+                self._candidates.pop(shard_id, None)
+                await self._clean(shard_id)
+                self._cleaned[shard_id] = (pulse.epoch, now_s)
 
     async def _candidate(self, shard_id: str, owner_node: str, epoch: int) -> Peer | None:
         """A copy for the owner of that epoch to recruit; made if there is none yet."""

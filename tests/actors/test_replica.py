@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from actors import backup, replicator
+from actors import backup, custody, replicator
 from actors.compact import compact, tidy
 from actors.copies import CopyFolder, copies_here
 from actors.custody import Custody, Place, Pulse
@@ -340,7 +340,11 @@ def test_a_new_backup_begins_with_the_snapshot_and_catches_up_while_the_owner_se
     with_world(tmp_path, act)
 
 
-def test_a_lost_backup_is_dropped_and_replaced_and_what_waited_is_told(tmp_path: Path) -> None:
+def test_a_lost_backup_is_dropped_and_replaced_and_what_waited_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(custody, "CLEAN_S", 0.1)
+
     async def act(world: World) -> None:
         owner = await world.start()
         await world.pair(owner)
@@ -359,6 +363,9 @@ def test_a_lost_backup_is_dropped_and_replaced_and_what_waited_is_told(tmp_path:
         assert now.backup is not None
         assert now.backup.node_id not in (lost, owner.node_id)
         assert await owner.track("ada", "again") == 200
+        # A node that comes back late has a copy of who was erased since, and that goes too.
+        await world.tend(owner)
+        assert len(copies_here(world.nodes.configs[lost])) == 1
         world.nodes.dead.clear()
         await world.wait(owner, lambda: len(copies_here(world.nodes.configs[lost])) == 0)
         owner.stop()
