@@ -2,7 +2,8 @@
 
 Inverse propensity scores (Horvitz and Thompson 1952), the same self-normalised (Swaminathan and
 Joachims 2015), and doubly robust (Dudik, Langford and Li 2011), each with a 95 % interval. A
-candidate learns along: each decision is judged by what it had learned from those before.
+candidate learns along: each decision is judged by what it had learned from those before. Where
+people choose one of what is shown (outcome `choice`), it learns from which one they took.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.treatment import choosing
+from actors.treatment import choosing, learning
 from actors.treatment.policy import Policy
 from actors.treatment.traces import Traced, traced
 from actors.treatment.treatment import Treatment
@@ -109,30 +110,46 @@ class Judged(NamedTuple):
         }
 
 
-def judge(decisions: Iterable[Logged], candidate: Policy | None) -> Judged:
+def judge(decisions: Iterable[Logged], candidate: Policy | None, by_worth: bool = False) -> Judged:
     """Weights and expectations of a candidate, decision by decision; None: what was logged.
 
     Pinned slots weigh 1 and count as they are: no policy could have filled them otherwise.
+    by_worth  a reward counts times what a success with that arm is worth, its margin say; of a
+              choice, what was taken counts alone
     """
     treatment = Treatment()
     rows: list[tuple[float, float, float, float, float]] = []
     for logged in decisions:
         seen = traced(logged.trace)
+        worth = seen.worth.astype(np.float64) if by_worth else np.ones(len(seen.arms))
+        rewards = [r * float(worth[a]) for r, a in zip(logged.rewards, seen.shown, strict=True)]
         if candidate is None:
-            rows += [(1.0, 1.0, reward, 0.0, 0.0) for reward in logged.rewards]
+            rows += [(1.0, 1.0, reward, 0.0, 0.0) for reward in rewards]
             continue
         before = 1.0
-        for slot, (p, predicted, expected) in enumerate(_slots(treatment, candidate, seen)):
+        for slot, (p, predicted, expected) in enumerate(_slots(treatment, candidate, seen, worth)):
             weight = before * p / float(seen.propensities[slot])
-            rows.append((weight, before, logged.rewards[slot], predicted, expected))
+            rows.append((weight, before, rewards[slot], predicted, expected))
             before = weight
-        for slot, reward in enumerate(logged.rewards):
-            treatment.learn(candidate, logged.trace, slot, reward)
+        _learn(treatment, candidate, logged)
     columns = np.array(rows, np.float64).reshape(-1, 5).T
     return Judged(*(np.ascontiguousarray(column) for column in columns))
 
 
-def _slots(treatment: Treatment, policy: Policy, seen: Traced) -> list[tuple[float, float, float]]:
+def _learn(treatment: Treatment, policy: Policy, logged: Logged) -> None:
+    """Let a candidate learn what came of a decision, as it would have when its window closed."""
+    if policy.spec.outcome == "choice":
+        taken = [i for i, value in enumerate(logged.rewards) if policy.scaled(value) > 0.0]
+        for slot in taken[:1]:
+            treatment.learn_choice(policy, logged.trace, slot)
+        return
+    for slot, reward in enumerate(logged.rewards):
+        treatment.learn(policy, logged.trace, slot, reward)
+
+
+def _slots(
+    treatment: Treatment, policy: Policy, seen: Traced, worth: Floats
+) -> list[tuple[float, float, float]]:
     """By slot: P(what stands there | the slots before), its predicted reward in the policy's
     units, and that of what the policy would put there.
     """
@@ -140,8 +157,11 @@ def _slots(treatment: Treatment, policy: Policy, seen: Traced) -> list[tuple[flo
     m = len(seen.arms)
     low, high = policy.spec.reward_min, policy.spec.reward_max
     chance = np.empty(m)
-    choosing.merits(beliefs, np.ones(m), choosing.GREEDY, 0.0, chance)
-    predicted = low + (high - low) * chance
+    if policy.spec.outcome == "choice":
+        chance = learning.softmax(np.ascontiguousarray(beliefs[:, 0]))
+    else:
+        choosing.merits(beliefs, np.ones(m), choosing.GREEDY, 0.0, chance)
+    predicted = (low + (high - low) * chance) * worth
     alike, odds = np.empty(len(seen.shown)), np.empty((len(seen.shown), seen.free))
     choosing.along(
         beliefs[: seen.free],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,7 +15,8 @@ from actors.treatment.traces import traced
 from cluster.errors import RequestError
 
 ROWS_MAX = 10_000
-"""Rows of one row group, and of what is held in memory."""
+TRACE_BYTES_MAX = 16 << 20
+"""Rows of one row group, and bytes of their traces: what is held in memory."""
 
 SCHEMA = pa.schema(
     [
@@ -36,24 +37,42 @@ SCHEMA = pa.schema(
 )
 
 
-def write_outcomes(path: Path, outcomes: Iterable[Outcome]) -> int:
-    """Write decisions to a file, whole or not at all; returns how many."""
-    temporary = path.with_name(f".{path.name}.part")
-    written = 0
-    try:
-        with pq.ParquetWriter(temporary, SCHEMA) as writer:
-            rows: list[dict[str, Any]] = []
-            for outcome in outcomes:
-                rows.append(_row(outcome))
-                written += 1
-                if len(rows) == ROWS_MAX:
-                    writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
-                    rows = []
-            writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
-        temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return written
+class OutcomesFile:
+    """A file that is written row group by row group, whole or not at all: a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        self.written = 0
+        self._path = path
+        self._temporary = path.with_name(f".{path.name}.part")
+        self._rows: list[dict[str, Any]] = []
+        self._trace_bytes = 0
+
+    def __enter__(self) -> Self:
+        self._writer = pq.ParquetWriter(self._temporary, SCHEMA)
+        return self
+
+    def write(self, outcomes: Iterable[Outcome]) -> None:
+        """Add decisions; a row group is written when it is full."""
+        for outcome in outcomes:
+            self._rows.append(_row(outcome))
+            self._trace_bytes += len(outcome.trace)
+            self.written += 1
+            if len(self._rows) >= ROWS_MAX or self._trace_bytes >= TRACE_BYTES_MAX:
+                self._flush()
+
+    def _flush(self) -> None:
+        self._writer.write_table(pa.Table.from_pylist(self._rows, SCHEMA))
+        self._rows, self._trace_bytes = [], 0
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._flush()
+            self._writer.close()
+            if kind is None:
+                self._temporary.rename(self._path)
+        finally:
+            self._temporary.unlink(missing_ok=True)
 
 
 def _row(outcome: Outcome) -> dict[str, Any]:

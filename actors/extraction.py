@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from actors import records
 from actors.books import BUCKET_S, Budget, Effect, Reserved, Tally
 from actors.checked import Applied
+from actors.comparison import VERSIONS_MAX, merged
 from actors.events import CUSTOM_FIRST, OTHER, TYPES_MAX
 from actors.ledger import unpack
 from actors.recent import Answered, DedupeWindow
@@ -82,6 +83,8 @@ def take_range(target: ShardState, source: ShardState, heir: bool) -> Numbers:
     for one in closed:
         if one.arms and one.place in inside:
             decisions.close(one)
+    theirs = source.rewards.decisions
+    decisions.note_dropped(theirs.dropped, theirs.dropped_s)
     target.loaded |= source.loaded
     return numbers
 
@@ -152,6 +155,9 @@ def _take_books(target: ShardState, source: ShardState, heir: bool) -> None:
         if heir:
             _add_tallies(ours.spreads, tenant.books.spreads)
             _add_tallies(ours.experiments, tenant.books.experiments)
+            for policy, compared in tenant.books.compared.items():
+                versions = merged([ours.compared.get(policy, []), compared])
+                ours.compared[policy] = versions[:VERSIONS_MAX][::-1]
 
 
 def _held(source: ShardState, ranges: Sequence[KeyRange], now_s: int) -> _Held:

@@ -10,6 +10,10 @@ import msgspec
 from actors.recent import ENTRY_BYTES
 
 TOKENS_MAX = 32
+STARTS_MAX = 64
+"""Starts of shards of whose numbers it is known how far they were dropped."""
+START_BITS = 36
+"""Numbers of one start of a shard differ in these bits alone."""
 
 
 class OpenDecision(msgspec.Struct, array_like=True):
@@ -79,6 +83,10 @@ class OpenDecisions:
         self.closed_total = 0
         self.open_bytes = 0
         self.closed_bytes = 0
+        self.dropped: dict[int, int] = {}
+        """By start of a shard: the highest number of what closed and is no longer kept."""
+        self.dropped_s = 0
+        """Windows that ended up to then may be of decisions that are no longer kept."""
 
     def __len__(self) -> int:
         return len(self._open)
@@ -127,6 +135,20 @@ class OpenDecisions:
             oldest = self._closed.popleft()
             self._closed_at.pop(oldest.number, None)
             self.closed_bytes -= oldest.bytes_used
+            self.note_dropped({oldest.number >> START_BITS: oldest.number}, oldest.closes_s)
+
+    def note_dropped(self, dropped: dict[int, int], dropped_s: int) -> None:
+        """Know that numbers up to these may be of decisions that closed long ago."""
+        for start, number in dropped.items():
+            # The start that was seen last is the last to be forgotten.
+            self.dropped[start] = max(self.dropped.pop(start, 0), number)
+        while len(self.dropped) > STARTS_MAX:
+            del self.dropped[next(iter(self.dropped))]
+        self.dropped_s = max(self.dropped_s, dropped_s)
+
+    def was_dropped(self, number: int) -> bool:
+        """Whether a number that is unknown may be of a decision that closed long ago."""
+        return number <= self.dropped.get(number >> START_BITS, -1)
 
     def forget(self, key: bytes) -> None:
         """Drop a person's decisions, open and closed; O(n)."""

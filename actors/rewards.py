@@ -67,7 +67,8 @@ class Rewards:
 
         token  a number of the message id: where rewards add up, one that comes again counts once
 
-        Raises RequestError: 404 no such decision, 409 its window has closed, 422 no such slot.
+        Raises RequestError: 404 no such decision, 409 its window has closed, 410 so long ago that
+        it is no longer kept, 422 no such slot.
         """
         decision = self._open(tenant, number, now_s)
         place = 0
@@ -169,6 +170,9 @@ class Rewards:
             if closed is not None and closed.tenant == tenant:
                 self.refused_late += 1
                 raise _late(closed)
+            if closed is None and self.decisions.was_dropped(number):
+                self.refused_late += 1
+                raise _gone(self.decisions.dropped_s)
         # A forgotten person's decision is missing, and so is another tenant's.
         if decision is None or decision.tenant != tenant or self.forgotten(decision):
             raise RequestError(404, "no decision of that id waits for a reward", "decisionId")
@@ -292,6 +296,17 @@ def _waiting(tenant: str, key: bytes, opened: Opening, now_s: int, profiled: boo
         opened.active,
         version=opened.policy.version,
         mode=spec.mode,
+    )
+
+
+def _gone(dropped_s: int) -> RequestError:
+    """Not known any more, so it can't be told from one that never was; tenants see the same."""
+    return RequestError(
+        410,
+        "the decision's reward window closed so long ago that it is no longer kept",
+        "decisionId",
+        "now",
+        f"a reward within the policy's rewardWindowS; windows closed up to {dropped_s} are gone",
     )
 
 

@@ -75,6 +75,8 @@ class _Meta(msgspec.Struct, array_like=True):
     opened: list[OpenDecision] = []
     closed: list[OpenDecision] = []
     closed_total: int = 0
+    dropped: dict[int, int] = {}
+    dropped_s: int = 0
 
 
 def snapshot_path(folder: Path, next_seq: int) -> Path:
@@ -113,6 +115,8 @@ def write_snapshot(state: ShardState, folder: Path, end: End) -> Path:
         state.outbox.entries(),
         state.tombstones.entries(),
         *state.rewards.decisions.entries(),
+        state.rewards.decisions.dropped,
+        state.rewards.decisions.dropped_s,
     )
     # Offsets depend on the size of meta, which depends on the offsets' digits: leave a page.
     at = _page(_HEAD.size + len(msgspec.msgpack.encode(meta)) + PAGE)
@@ -197,6 +201,7 @@ def read_snapshot(path: Path, state: ShardState) -> End:
     for message in meta.messages:
         state.outbox.add(message)
     state.rewards.decisions.restore(meta.opened, meta.closed, meta.closed_total)
+    state.rewards.decisions.note_dropped(meta.dropped, meta.dropped_s)
     return End(meta.next_seq, meta.epoch, None, 0, meta.crc)
 
 

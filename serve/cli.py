@@ -228,11 +228,12 @@ def export_outcomes(file: Path, **where: Any) -> None:
     help="Document of the candidate, JSON or YAML.",
 )
 @click.option("--logged", help="Only decisions of the policy with this id.")
-def evaluate_policy(files: tuple[Path, ...], policy: Path, logged: str | None) -> None:
+@click.option("--worth", is_flag=True, help="Count a reward times what its arm is worth.")
+def evaluate_policy(files: tuple[Path, ...], policy: Path, logged: str | None, worth: bool) -> None:
     """What another policy would have earned, from exported FILES."""
     from serve.evaluate import evaluate
 
-    click.echo(evaluate(files, policy, logged))
+    click.echo(evaluate(files, policy, logged, worth))
 
 
 @commands.command("replay")

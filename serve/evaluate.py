@@ -9,10 +9,11 @@ from urllib.parse import quote
 import msgspec
 
 from actors.evaluation import Estimate, judge
-from actors.export_records import read_logged, write_outcomes
-from actors.reward_ops import Outcome, OutcomesPage
+from actors.export_records import OutcomesFile, read_logged
+from actors.reward_ops import OutcomesPage
 from actors.treatment.policy import Policy, PolicySpec, policy_of
 from cluster.errors import ConfigError
+from serve.client_http import Http
 from serve.remote import Where, call, connected
 from serve.yaml_input import yaml_to_json
 
@@ -20,24 +21,32 @@ BASELINES = ("uniform", "fixed")
 
 
 async def export(where: Where, path: Path) -> int:
-    """Write all closed decisions that the shards still have; returns how many."""
-    found: list[Outcome] = []
+    """Write all closed decisions that the shards still have, page by page; returns how many."""
     async with connected(where) as http:
-        for shard_id in await call(http, "GET", "/v1/shards"):
-            after, done = 0, False
-            while not done:
-                at = f"/v1/outcomes?shard={quote(shard_id)}&after={after}"
-                page = msgspec.convert(await call(http, "GET", at), OutcomesPage)
-                found += page.outcomes
-                # Decisions close while we read: a page that brings none ends it.
-                done = page.done or page.next == after
-                after = page.next
-    return write_outcomes(path, found)
+        with OutcomesFile(path) as file:
+            await _pages(http, file)
+    return file.written
 
 
-def evaluate(files: Sequence[Path], document: Path, logged_policy: str | None) -> str:
+async def _pages(http: Http, file: OutcomesFile) -> None:
+    shards = await call(http, "GET", "/v1/shards")
+    for shard_id in [owner["shardId"] for owner in shards["owners"]]:
+        after, done = 0, False
+        while not done:
+            at = f"/v1/outcomes?shard={quote(shard_id)}&after={after}"
+            page = msgspec.convert(await call(http, "GET", at), OutcomesPage)
+            file.write(page.outcomes)
+            # Decisions close while we read: a page that brings none ends it.
+            done = page.done or page.next == after
+            after = page.next
+
+
+def evaluate(
+    files: Sequence[Path], document: Path, logged_policy: str | None, by_worth: bool = False
+) -> str:
     """A table of estimates: what was logged, the candidate, and baselines.
 
+    by_worth  rewards count times what a success with that arm is worth
     Raises ConfigError if the document is no policy, RequestError if a file is no export.
     """
     try:
@@ -57,7 +66,7 @@ def evaluate(files: Sequence[Path], document: Path, logged_policy: str | None) -
         f"{'policy':<20} {'estimator':<9} {'reward':>9} {'95 % interval':>21} {'effective':>11}"
     ]
     for name, candidate in candidates:
-        for estimator, found in judge(decisions, candidate).estimates().items():
+        for estimator, found in judge(decisions, candidate, by_worth).estimates().items():
             lines.append(_line(name, estimator, found))
     return "\n".join([f"{len(decisions)} decisions", *lines])
 

@@ -304,7 +304,12 @@ def _guarded(door: Door) -> Callable[[Gateway, Request], Awaitable[Answer]]:
             except Exception:
                 return told(error)
             status = 400 if status == 422 else status
-            code = {404: "EventNotFound", 403: "Forbidden", 409: "EventKeyConflict"}
+            code = {
+                404: "EventNotFound",
+                403: "Forbidden",
+                409: "EventKeyConflict",
+                410: "EventExpired",
+            }
             failure = ErrorResponse(ErrorBody(code.get(status, "BadRequest"), text))
             return Answer(status, msgspec.json.encode(failure))
 

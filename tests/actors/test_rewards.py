@@ -11,8 +11,10 @@ from actors.ledger import Opened, unpack
 from actors.people import Caller, person_key
 from actors.reward_ops import OutcomesPage
 from actors.shard import Shard
+from actors.snapshot import read_snapshot, write_snapshot
 from actors.treatment import belief
 from actors.treatment.features import NO_FEATURES, Arm, arms_of
+from actors.wal import End
 from cluster.config import Config
 from cluster.errors import RequestError
 from cluster.frames import Op
@@ -212,7 +214,7 @@ def test_foreign_missing_and_forgotten_decisions_look_the_same():
     shard.rewards.decisions.check()
 
 
-def test_a_full_table_closes_the_first_early_and_drops_the_oldest_closed():
+def test_a_full_table_closes_the_first_early_and_drops_the_oldest_closed(tmp_path):
     shard = new_shard()
     key = person(shard)
     shard.rewards.decisions._bytes_max = 3000
@@ -221,6 +223,17 @@ def test_a_full_table_closes_the_first_early_and_drops_the_oldest_closed():
         shard.rewards.decisions.check()
     assert shard.rewards.closed_early > 20
     assert trials(shard)[0] == shard.rewards.closed_early
+    # What closed and was dropped is told from what never was, also by a shard made from a snapshot.
+    first = f"{key[:8].hex()}{16:016x}"
+    status, problem = reward(shard, first, value=1.0)
+    assert (status, problem["field"]) == (410, "decisionId")
+    assert str(shard.rewards.decisions.dropped_s) in problem["wanted"]
+    assert reward(shard, f"{key[:8].hex()}{46:016x}", value=1.0)[0] == 404
+    assert reward(shard, f"{key[:8].hex()}{16 + (1 << 40):016x}", value=1.0)[0] == 404
+    end = End(1, 1, None, 0, 0)
+    again = Shard("0", KeyRange(0, HASH_SPACE), shard.config, now=shard.now)
+    read_snapshot(write_snapshot(shard, tmp_path, end), again)
+    assert reward(again, first, value=1.0)[0] == 410
     page = outcomes(shard)
     assert page.done
     assert page.next == shard.rewards.decisions.closed_total

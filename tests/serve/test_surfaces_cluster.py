@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
+from serve.cli import commands
 from serve.client import SyncClient
 from serve.launch import Cluster
 from tests.serve.tenants import new_tenant
@@ -73,6 +76,29 @@ def test_a_policy_that_is_stopped_is_stopped_on_every_shard(cluster: Cluster) ->
         post(cluster, key, "/v1/policies/p/rollback")
         assert {variant for variant, _ in shown()} == {"red", "blue"}
         assert get(cluster, key, "/v1/policies/p/report")["version"] == 3
+
+
+@pytest.mark.cluster
+def test_what_came_of_decisions_is_exported_and_judged(cluster: Cluster, tmp_path: Path) -> None:
+    key = new_tenant(cluster, "exported")
+    ask = [{"surface": "content", "policy": "p", "actions": ["a", "b"], "numResults": 1}]
+    with SyncClient(cluster.address, key) as client:
+        client.put_document("policies", "p", {"surface": "content", "rewardWindowS": 1})
+        for i in range(40):
+            client.decide(user_id=f"v{i}", decisions=ask)
+    document, file = tmp_path / "new.yaml", tmp_path / "all.parquet"
+    document.write_text("surface: content\nrule: uniform\n")
+    where = ["--url", cluster.address, "--api-key", key]
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        said = CliRunner().invoke(commands, ["export", str(file), *where])
+        if said.output == "40 decisions\n":
+            break
+        time.sleep(0.5)
+    assert said.output == "40 decisions\n"
+    said = CliRunner().invoke(commands, ["evaluate", str(file), "--policy", str(document)])
+    assert said.exit_code == 0, said.output
+    assert said.output.startswith("40 decisions\n")
 
 
 @pytest.mark.cluster
