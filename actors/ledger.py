@@ -15,9 +15,9 @@ import msgspec
 from actors.books import Effect
 from actors.outbox import Contacted
 from actors.store import ProfileStore
+from actors.treatment.choice import Choice
 from actors.treatment.features import Features, Value
 from actors.treatment.policy import Policy
-from actors.treatment.treatment import Choice
 from cluster.errors import RequestError
 
 LEDGER_BYTES_MAX = 4096

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from actors.comparison import compared_of, count
 from actors.ledger import Opened as Opening
@@ -29,6 +29,7 @@ CLOSE_MAX = 500
 """Decisions that close in one turn: some 10 ms."""
 MEMORIES_MAX = 8
 """Policies of which a person's memory is kept."""
+FEATURES_TOLD = 10
 UNACTIVATED_S = 86_400
 """How long a decision may wait for its activation; without one nothing is learned from it."""
 
@@ -177,6 +178,25 @@ class Rewards:
         if decision is None or decision.tenant != tenant or self.forgotten(decision):
             raise RequestError(404, "no decision of that id waits for a reward", "decisionId")
         return decision
+
+    def because(self, number: int) -> list[dict[str, Any]] | None:
+        """By slot, what speaks for what a policy showed, by what is believed now; None if no policy
+        decided, or it is too long ago.
+
+        features  of the context, the FEATURES_TOLD that add most to the log-odds or take most away
+        """
+        decision = self.decisions.get(number) or self.decisions.closed(number)
+        if decision is None or not decision.trace:
+            return None
+        tenant, policy = self._state.tenant(decision.tenant), self._policy(decision)
+        told: list[dict[str, Any]] = []
+        for place, (slot, arm) in enumerate(zip(decision.slots, decision.arms, strict=True)):
+            found = tenant.treatment.retold(policy, decision.trace, place)
+            most = sorted(found.features.items(), key=lambda one: -abs(one[1]))[:FEATURES_TOLD]
+            told.append(
+                {"slotId": slot, "id": arm, "components": found.parts, "features": dict(most)}
+            )
+        return told
 
     def forget(self, key: bytes) -> None:
         """A person is erased, and with them what was decided for them."""

@@ -132,6 +132,7 @@ class ShardReads(ShardState):
                 "shardId": self.shard_id,
                 "events": events,
                 "reward": self._reward_of(number),
+                "because": self.rewards.because(number),
             }
         )
 

@@ -88,6 +88,7 @@ def warm_up_treatment(treatment: Treatment) -> None:
         treatment.choose(policy, context, arms, rng, 2, remembered=remembered)
         treatment.learn_choice(policy, choice.trace, 0)
         treatment.learn(policy, choice.trace, 0, 1.0)
+        treatment.retold(policy, choice.trace, 0)
         treatment.predict(policy, context, arms, remembered)
         treatment.probabilities(policy, context, arms)
         treatment.explain(policy, context, arms, 0)

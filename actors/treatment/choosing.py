@@ -324,6 +324,24 @@ def first_slot(beliefs: Any, values: Any, rule: Any, alpha: Any, floor: Any) -> 
 
 
 @njit(cache=True)
+def by_feature(sums: Any, salt: Any, ch: Any, cx: Any, arm: Any) -> Any:
+    """What each feature of the context adds to an arm's log-odds, float64 [n, 2]: to those of all
+    arms alike, and to this one's alone.
+    """
+    trust = b.trust_of(sums, salt)
+    out = np.empty((len(ch), 2))
+    own, crossed = np.int64(salt) | (np.int64(1) << 32), b.slot(salt, arm) | (4 << 32)
+    for i in range(len(ch)):
+        at = 2 * b.slot(own, ch[i])
+        mean = sums[at + 1] / (b.PRIORS[b.CONTEXT] + max(sums[at], 0.0))
+        out[i, 0] = trust[1] * cx[i] * mean
+        at = 2 * b.slot(crossed, ch[i])
+        mean = sums[at + 1] / (b.PRIORS[b.CONTEXT_ACTION] + max(sums[at], 0.0))
+        out[i, 1] = trust[3] * cx[i] * mean
+    return out
+
+
+@njit(cache=True)
 def parts(
     sums: Any,
     salt: Any,

@@ -26,16 +26,11 @@ Value = str | float | bool | None
 
 
 class Features(NamedTuple):
-    """hashes uint32 [n]; values float32 [n]"""
+    """hashes uint32 [n]; values float32 [n]; names: of each, a line; "" = not known"""
 
     hashes: NDArray[np.uint32]
     values: NDArray[np.float32]
-
-    def plus(self, other: Features) -> Features:
-        """Both, one after the other."""
-        return Features(
-            np.concatenate([self.hashes, other.hashes]), np.concatenate([self.values, other.values])
-        )
+    names: str = ""
 
 
 NO_FEATURES = Features(np.zeros(0, np.uint32), np.zeros(0, np.float32))
@@ -51,7 +46,10 @@ def features_of(named: Mapping[str, Value]) -> Features:
         return NO_FEATURES
     hashes: list[int] = []
     values: list[float] = []
+    names: list[str] = []
     for name, value in named.items():
+        if value is not None:
+            names.append(name)
         if isinstance(value, str):
             hashes.append(crc32(value.encode(), _begun(name, "=")))
             values.append(1.0)
@@ -63,8 +61,11 @@ def features_of(named: Mapping[str, Value]) -> Features:
             bucket = round(size / LOG_2 * BUCKETS_PER_OCTAVE)
             hashes += (_begun(name, ""), crc32(b"%d" % bucket, _begun(name, "~")))
             values += (size, 1.0)
+            names.append(name)
     return Features(
-        np.array(hashes[:FEATURES_MAX], np.uint32), np.array(values[:FEATURES_MAX], np.float32)
+        np.array(hashes[:FEATURES_MAX], np.uint32),
+        np.array(values[:FEATURES_MAX], np.float32),
+        "\n".join(names[:FEATURES_MAX]),
     )
 
 
@@ -76,14 +77,15 @@ def without(features: Features, named: Mapping[str, Value], hidden: Collection[s
     [1.0, 1.0]
     """
     kept: list[bool] = []
+    names: list[str] = []
     for name, value in named.items():
         if value is not None:
             shown = name not in hidden
-            kept.append(shown)
-            if not isinstance(value, str | bool):
-                kept.append(shown)
+            times = 1 if isinstance(value, str | bool) else 2
+            kept += [shown] * times
+            names += [name] * (times * shown)
     mask = np.array(kept, np.bool_)
-    return Features(features.hashes[mask], features.values[mask])
+    return Features(features.hashes[mask], features.values[mask], "\n".join(names))
 
 
 # The same few names come with every request. Values are not kept: they tell of people.

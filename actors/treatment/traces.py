@@ -30,6 +30,7 @@ class Trace(msgspec.Struct, array_like=True, frozen=True):
     where the baseline acted: shadow int32 [k], candidates that the policy would have shown; alike
     float64 [k], P(the policy shows what the baseline did | it did so in the slots before)
     allowed  bits [k, free], which candidates a slot may take, b"" = each may take all
+    names    of the features of the context, a line each; "" = not known
     """
 
     hashes: bytes
@@ -47,6 +48,7 @@ class Trace(msgspec.Struct, array_like=True, frozen=True):
     shadow: bytes = b""
     alike: bytes = b""
     allowed: bytes = b""
+    names: str = ""
 
 
 class Traced(NamedTuple):
@@ -134,6 +136,7 @@ def trace_of(
             shadow.tobytes() if len(shadow) else b"",
             alike.tobytes() if len(alike) else b"",
             np.packbits(allowed).tobytes() if len(allowed) else b"",
+            context.names,
         )
     )
 
@@ -151,7 +154,9 @@ def traced(trace: bytes) -> Traced:
         bits = np.unpackbits(np.frombuffer(raw.allowed, np.uint8), count=len(shown) * raw.free)
         allowed = bits.reshape(len(shown), raw.free).astype(np.bool_)
     return Traced(
-        Features(np.frombuffer(raw.hashes, np.uint32), np.frombuffer(raw.values, np.float32)),
+        Features(
+            np.frombuffer(raw.hashes, np.uint32), np.frombuffer(raw.values, np.float32), raw.names
+        ),
         raw.free,
         arms,
         np.frombuffer(raw.worth, np.float32),

@@ -17,47 +17,13 @@ from numpy.typing import NDArray
 from actors.treatment import belief, choosing, learning, memory
 from actors.treatment.acting import act
 from actors.treatment.baseline import baseline_rows
+from actors.treatment.choice import Choice, Retold, Watched
 from actors.treatment.features import Arms, Features
 from actors.treatment.policy import Policy
 from actors.treatment.slots import SLOTS_MAX, open_first
 from actors.treatment.traces import ANY, NO_ODDS, NO_ROWS, Traced, trace_of, traced
 
 PARTS = ("base", "action", "contextAction", "person", "uncertainty")
-
-
-class Choice(NamedTuple):
-    """What was chosen, k slots.
-
-    order         int32 [k], indices into the arms
-    propensities  float64 [k], P(this arm in this slot | the slots before), as it was drawn
-    chances       float32 [k], predicted P(reward), or P(choice) among those shown
-    scores        float32 [k], chances times what a success is worth
-    explored      some slot's arm is not the one thought best
-    acted         False: the baseline did
-    shadow        int32 [k], what the policy would have shown where the baseline acted; else empty
-    trace         what learning needs later
-    """
-
-    order: NDArray[np.int32]
-    propensities: NDArray[np.float64]
-    chances: NDArray[np.float32]
-    scores: NDArray[np.float32]
-    explored: bool
-    acted: bool
-    shadow: NDArray[np.int32]
-    trace: bytes
-
-
-class Watched(NamedTuple):
-    """A draw that nobody sees: what the policy knew, and which rows it took."""
-
-    context: Features
-    like: NDArray[np.uint32]
-    own: NDArray[np.float32]
-    rows: NDArray[np.int32]
-    free: int
-    order: NDArray[np.int32]
-    allowed: NDArray[np.bool_]
 
 
 class Delta(NamedTuple):
@@ -307,6 +273,27 @@ class Treatment:
             own[index],
         )
         return dict(zip(PARTS, parts.tolist(), strict=True))
+
+    def retold(self, policy: Policy, trace: bytes, slot: int) -> Retold:
+        """What a decision of the past was made of, by what is believed now."""
+        seen = traced(trace)
+        arm, context = seen.shown[slot], seen.context
+        part = slice(seen.starts[arm], seen.starts[arm + 1])
+        parts = choosing.parts(
+            *(self._sums, policy.salt, policy.surface_salt, context.hashes, context.values),
+            *(seen.arms[arm], seen.features.hashes[part], seen.features.values[part]),
+            seen.memory[arm],
+        )
+        each = choosing.by_feature(
+            self._sums, policy.salt, context.hashes, context.values, seen.arms[arm]
+        )
+        features: dict[str, float] = {}
+        names = context.names.split("\n")
+        # A number is two features of one name. Names of several lines tell nothing any more.
+        if len(names) == len(each):
+            for name, (shared, own) in zip(names, each.tolist(), strict=True):
+                features[name] = features.get(name, 0.0) + shared + own
+        return Retold(dict(zip(PARTS, parts.tolist(), strict=True)), features)
 
     # What is learned travels as in the engine: deltas out, a base in.
 

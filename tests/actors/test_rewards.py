@@ -280,6 +280,10 @@ def test_a_decide_call_opens_what_its_policy_chose():
     status, answer = shard.handle(Op.DECIDE, CALLER, body, 0)
     assert status == 200, answer
     (decision,) = msgspec.json.decode(answer)["decisions"]
+    status, answer = shard.handle(Op.DECISION_GET, CALLER, decision["decisionId"].encode(), 0)
+    because = msgspec.json.decode(answer)["because"]
+    assert [one["id"] for one in because] == [entry["id"] for entry in decision["ranking"]]
+    assert "a" in because[0]["features"], "a trait of the person"
     status, said = reward(shard, decision["decisionId"], value=1.0, slotId="1")
     assert (status, said["slotId"]) == (200, "1")
     shard.clock += 60

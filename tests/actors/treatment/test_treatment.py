@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.treatment import belief, choosing
-from actors.treatment.features import NO_FEATURES, Arm, arms_of, features_of
+from actors.treatment.features import NO_FEATURES, Arm, Value, arms_of, features_of
 from actors.treatment.policy import RULES, PolicySpec, policy_of
 from actors.treatment.traces import traced
 from actors.treatment.treatment import Treatment
@@ -304,6 +304,25 @@ def test_explained_parts_add_up_to_the_log_odds():
     sure = parts.pop("uncertainty")
     odds = sum(parts.values()) / (1 + np.pi * sure**2 / 8) ** 0.5
     assert 1 / (1 + np.exp(-odds)) == pytest.approx(treatment.predict(policy, context, FIVE)[2])
+
+
+def test_what_is_retold_of_a_decision_names_what_mattered():
+    """Devices differ in what they like, days do not matter: the parts add up, by name."""
+    policy = policy_of("p", PolicySpec("ui", rule="uniform"))
+    arms, treatment, rng = arms_of([Arm("a"), Arm("b")]), Treatment(), np.random.default_rng(1)
+    for _ in range(3000):
+        device = int(rng.integers(2))
+        known: dict[str, Value] = {"device": f"d{device}", "age": 30, "none": None}
+        known["day"] = f"day{rng.integers(3)}"
+        choice = treatment.choose(policy, features_of(known), arms, rng)
+        rate = 0.4 if choice.order[0] == device else 0.05
+        treatment.learn(policy, choice.trace, 0, float(rng.random() < rate))
+    context = features_of({"device": "d1", "age": 30, "day": "day0"})
+    choice = treatment.choose(policy, context, arms, rng, eligible=np.array([1], np.int32))
+    told = treatment.retold(policy, choice.trace, 0)
+    assert told.parts == treatment.explain(policy, context, arms, 1)
+    assert told.features.keys() == {"device", "age", "day"}
+    assert told.features["device"] > max(0.2, 2 * abs(told.features["day"]))
 
 
 def test_the_normal_distribution_is_near_enough():
