@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from itertools import pairwise
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -21,7 +22,7 @@ from cluster.ownership import Claim, EpochStore, NotEntitled
 Result = TypeVar("Result")
 LOG = logging.getLogger("onehop.actors")
 
-NEAR_RECORDS = 2000
+NEAR_RECORDS = 500
 """Targets that lack less are near: so much is taken in while the sources are frozen."""
 COPY_S_MAX = 600.0
 LAG_S = 0.1
@@ -100,6 +101,7 @@ class Handoff:
         self._loop = asyncio.get_running_loop()
         self._copying: asyncio.Timeout | None = None
         self._aborted = ""
+        self._passed = [("begun", self._loop.time())]
 
     def abort(self, reason: str) -> None:
         """Undo it. Raises IllegalTransition once the sources are frozen: it is over in no time."""
@@ -140,7 +142,7 @@ class Handoff:
         frozen_s = self._loop.time() - frozen_at_s
         await _try_all(source.release(self.name) for source in self._sources.values())
         self._move("told")
-        LOG.info("handoff %s is done; nobody was served for %.3f s", self.name, frozen_s)
+        LOG.info("handoff %s is done, frozen for %.3f s: %s", self.name, frozen_s, self._times())
         return Handed(self.step, "", frozen_s)
 
     async def _lag(self) -> int:
@@ -182,6 +184,14 @@ class Handoff:
 
     def _move(self, event: str) -> None:
         self.step = after(self.step, event)
+        self._passed.append((event, self._loop.time()))
+
+    def _times(self) -> str:
+        """How long each step took, for those who ask why it took so long."""
+        return ", ".join(
+            f"{event} {1000 * (at_s - before_s):.0f} ms"
+            for (_, before_s), (event, at_s) in pairwise(self._passed)
+        )
 
 
 async def _all(calls: Iterable[Awaitable[Result]]) -> list[Result]:

@@ -131,6 +131,8 @@ class Incoming:
             self._following[source.shard_id] = _Following(
                 log, successor, begun.next_seq, begun.next_seq - 1
             )
+        # The first call to a store takes as long as a freeze may: not then.
+        await self._around.store.read()
         end = End(FIRST_SEQ, self._claim.epoch, None, 0, 0)
         await asyncio.to_thread(write_snapshot, self._shard, self._folder.path, end)
         await self._open_log(end)
