@@ -278,7 +278,7 @@ class Decision(Wire):
     reasons    what else had a say: a price that is held, a cap, a holdout
     holdout    the holdout in which the person is: then this is the baseline
     queued     onehop sends it; False: the caller does
-    mode       online, shadow, frozen or off; where a policy acted or might have
+    mode       online, apprentice, shadow, frozen or off; where a policy acted or might have
     """
 
     decision_id: str
