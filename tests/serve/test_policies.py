@@ -132,3 +132,41 @@ async def test_there_is_nothing_to_stop_without_a_document(tmp_path: Path):
         for path in ("stop", "freeze", "promote", "rollback"):
             assert (await shop.call("POST", f"/v1/policies/none/{path}")).status == 404
         assert (await shop.call("GET", "/v1/policies/none/report")).status == 404
+
+
+@asynchronous
+async def test_policies_of_every_surface_watch_and_are_compared(tmp_path: Path):
+    async with new_shop_edge(tmp_path) as shop:
+        surfaces = ("content", "offer", "ui", "communication")
+        for surface in surfaces:
+            fields = {"surface": surface, "mode": "shadow", "rewardWindowS": 60}
+            await shop.put(f"/v1/policies/{surface}", **fields)
+        levels = [{"id": "list"}, {"id": "ten", "discount": 0.1}]
+        await shop.put("/v1/offers/o", levels=levels, policy="offer", baseline="ten")
+        await shop.put(
+            "/v1/flags/f", variants={"x": 1, "y": 2}, default="y", policy="ui", sticky="person"
+        )
+        asks: list[dict[str, Any]] = [
+            ASK | {"policy": "content", "baselineAction": "c"},
+            {"surface": "offer", "offerId": "o", "itemId": "p1"},
+            {"surface": "ui", "flagKey": "f"},
+            {
+                "surface": "communication",
+                "channels": ["email", "push"],
+                "policy": "communication",
+            },
+        ]
+        for i in range(40):
+            content, offer, ui, message = shop.shop.decide(f"u{i}", *asks)
+            assert content["ranking"][0]["id"] == "c"
+            assert offer["ranking"][0]["id"] == "ten"
+            assert ui["flags"]["f"]["variant"] == "y"
+            assert message["channel"] == "email"
+        shop.shop.now_s += 61
+        shop.shop.shard.pulse()
+        for surface in surfaces:
+            report = (await shop.call("GET", f"/v1/policies/{surface}/report")).json
+            (one,) = report["versions"]
+            assert (one["decisions"], one["earned"]["value"]) == (40, 0.0), surface
+            assert 0.0 < one["agreement"] < 1.0, surface
+            assert one["ips"]["effective"] > 0.0, surface
