@@ -141,7 +141,7 @@ def measure_shards(seconds: float) -> list[Row]:
 
 
 def measure_people(seconds: float) -> list[Row]:
-    with elastic_fleet.running(nodes=2, shards=1, durability="disk", import_dirs="/") as fleet:
+    with elastic_fleet.running(nodes=2, shards=1, durability="disk") as fleet:
         return [asyncio.run(elastic_fleet.big_move(fleet, PEOPLE))]
 
 

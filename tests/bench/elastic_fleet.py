@@ -6,6 +6,7 @@ Started by `tests.bench.elastic`, in a process of its own.
 from __future__ import annotations
 
 import asyncio
+import os
 import statistics
 import tempfile
 import time
@@ -76,6 +77,8 @@ def running(nodes: int, **settings: Any) -> Iterator[Fleet]:
     """Nodes for shards beside a head with the gateway, joined by onehop."""
     from ray.cluster_utils import Cluster as RayCluster
 
+    # As onehop runs its own Ray: who answers people yields to nobody.
+    os.environ.update(RAY_worker_niceness="0")
     head = {"num_cpus": 2, "resources": {"gateways": 4}}
     ray_cluster = RayCluster(initialize_head=True, head_node_args=head)
     for _ in range(nodes):
