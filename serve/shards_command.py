@@ -57,6 +57,9 @@ async def drain(where: Where, node: str, timeout_s: float) -> None:
         shown = ""
         while True:
             left = await _draining(http, node)
+            if left is None:
+                click.echo(f"node {node} is empty, and has gone")
+                return
             text = f"{left['shardsLeft']} shards and {left['copiesLeft']} copies are left"
             if not left["shardsLeft"] and not left["copiesLeft"]:
                 break
@@ -83,13 +86,13 @@ async def _ended(http: Http, state: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
-async def _draining(http: Http, node: str) -> dict[str, Any]:
-    """The node as it is listed. Raises Unavailable if it is there no more."""
+async def _draining(http: Http, node: str) -> dict[str, Any] | None:
+    """The node as it is listed; None if the autoscaler has taken it."""
     nodes: list[dict[str, Any]] = (await call(http, "GET", "/v1/nodes"))["nodes"]
     for one in nodes:
         if node == one["address"] or one["nodeId"].startswith(node):
             return one
-    raise Unavailable(f"node {node} has gone")
+    return None
 
 
 def _progress(text: str, shown: str) -> str:

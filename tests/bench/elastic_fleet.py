@@ -56,6 +56,11 @@ class Fleet:
         found: list[Any] = (await self.ask("GET", "/v1/nodes"))["nodes"]
         return found
 
+    async def paired(self) -> None:
+        """Returns when every shard has its backup: until then nothing counts as on two nodes."""
+        while sum(len(n["copies"]) for n in await self.nodes()) < len(await self.shards()):
+            await asyncio.sleep(POLL_S)
+
     async def reshape(self, path: str, body: Any) -> Any:
         """Begin, and wait until it is done. Raises RuntimeError if it was aborted."""
         async with connected(self.where) as http:
@@ -117,6 +122,7 @@ async def reshapes(fleet: Fleet, rounds: int, seconds: float) -> list[Row]:
             state = await fleet.reshape("/v1/shards:merge", body)
         return {"pause_ms": round(state["frozenSeconds"] * 1000, 1)}
 
+    await fleet.paired()
     for _ in range(rounds):
         for kind, found in rows.items():
 
@@ -151,6 +157,8 @@ _SUMS = ("requests", "failed", "failed_first", "lost", "doubled")
 async def join_and_drain(fleet: Fleet, seconds: float) -> list[Row]:
     """A node comes and gets a shard; then it is drained, and its processes are ended."""
     added: list[Any] = []
+
+    await fleet.paired()
 
     async def join() -> Row:
         before = {node["nodeId"] for node in await fleet.nodes()}

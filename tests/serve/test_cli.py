@@ -289,6 +289,11 @@ def test_a_drain_is_waited_for_until_nothing_is_left_or_time_is_up(
     code, _, err = run("shards", "drain", "10.0.0.0", "--timeout", "0.1", "--url", url)
     assert code == 1
     assert "after 0 s 1 shards and 2 copies are left on node 10.0.0.0" in err
+    # The autoscaler was quicker than the next look.
+    standin.answers["GET", "/v1/nodes"] = [(200, busy), (200, {"nodes": []})]
+    code, out, _ = run("shards", "drain", "10.0.0.0", "--url", url)
+    assert (code, out) == (0, "node 10.0.0.0 is empty, and has gone\n")
+    standin.answers["GET", "/v1/nodes"] = [(200, busy)]
     standin.answers["GET", "/v1/reshapes"] = [(200, {"reshapes": []})]
     code, out, _ = run("shards", "list", "--url", url)
     assert code == 0
