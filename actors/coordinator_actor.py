@@ -138,7 +138,9 @@ async def _reach(call: Awaitable[Result]) -> Result:
             raise error.cause from None
         raise
     except RayError as error:
-        raise Unavailable(f"the shard's actor can't be reached: {error}") from None
+        # Ray's first line says who; what may have been is in its own log.
+        reason = str(error).partition("\n")[0]
+        raise Unavailable(f"the shard's actor can't be reached: {reason}") from None
 
 
 async def _stats_of(shard_id: str) -> dict[str, Any] | None:
