@@ -1,10 +1,12 @@
-"""What versions of a policy earned, and a policy that only watches beside the baseline that acts.
+"""What versions of a policy earned, and what would have been earned by what did not act.
 
-The baseline is no lottery: it shows what it shows with probability 1. So of what a policy would
-earn where it differs nothing is known, and inverse propensity scores are lower bounds: what the
-policy would earn by doing as the baseline does, the rest counted as nothing. Self-normalised they
-are the mean reward where both agree. Each decision weighs by the chance that the policy would have
-shown the same, which says more than one draw of it. Sums, so that those of shards add up.
+Where a policy acts that is the baseline, and inverse propensity scores are what it would have
+earned, since a policy with a floor may show everything. Where the baseline acts it is the policy
+that watches. The baseline is no lottery: it shows what it shows with probability 1. So of what a
+policy would earn where it differs nothing is known, and the scores are lower bounds: what it would
+earn by doing as the baseline does, the rest counted as nothing; self-normalised they are the mean
+reward where both agree. There a decision weighs by the chance that the policy would have shown the
+same, which says more than one draw of it. Sums, so that those of shards add up.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ class Compared(msgspec.Struct, array_like=True):
 
     version, mode    of the document under which they were made
     n                decisions; reward, reward2: sums of rewards and of their squares
-    slots, agreed    where the policy watched: slots, and those for which it drew the same
-    weight, weight2  P(the policy does as the baseline did), and squared
+    slots, agreed    that were compared, and those in which policy and baseline are the same
+    weight, weight2  P(what did not act shows that) / P(what acted did), and squared
     earned, earned2  weight times reward, and squared; crossed: times weight
     New fields go to the end, with a default.
     """
@@ -51,12 +53,12 @@ class Compared(msgspec.Struct, array_like=True):
 
     @property
     def ips(self) -> Estimate:
-        """What the policy would have earned, where it differs counted as nothing."""
+        """What would have been earned by what did not act; see above."""
         return _mean(self.n, self.earned, self.earned2, self._effective)
 
     @property
     def snips(self) -> Estimate:
-        """The mean reward where the policy agrees."""
+        """The same by the mean weight instead of 1."""
         if self.weight <= 0.0:
             return Estimate(math.nan, math.nan, math.nan, self.n, 0.0)
         value = self.earned / self.weight
@@ -103,8 +105,8 @@ def compared_of(
 def count(
     compared: Compared, rewards: Sequence[float], agreed: int, weights: Sequence[float]
 ) -> None:
-    """One decision. rewards by slot; weights by slot, none where the policy acted itself:
-    P(the policy does as the baseline did up to that slot).
+    """One decision. rewards by slot; weights by slot, of all slots up to there, none where there is
+    nothing to compare.
 
     >>> seen = Compared(1, "shadow")
     >>> count(seen, [1.0], 1, [0.5])

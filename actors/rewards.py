@@ -16,8 +16,9 @@ from actors.ledger import Opened as Opening
 from actors.ledger import pack, unpack
 from actors.open_decisions import TOKENS_MAX, OpenDecision, OpenDecisions
 from actors.records import Activated, Closed, Rewarded
+from actors.treatment.baseline import baseline_odds
 from actors.treatment.policy import Policy, default_policy
-from actors.treatment.traces import NO_ODDS, traced
+from actors.treatment.traces import traced
 from cluster.errors import RequestError, StoreFull
 
 if TYPE_CHECKING:
@@ -239,17 +240,21 @@ class Rewards:
         self.decisions.close(decision)
 
     def _compare(self, decision: OpenDecision) -> None:
-        """Count what was earned, and what a policy that did not act has to do with it."""
-        values = [value or 0.0 for value in decision.values]
-        alike, agreed = NO_ODDS, 0
+        """Count what was earned, and how likely that was by what did not act: the policy where the
+        baseline did, the baseline where the policy did."""
+        books, policy = self._state.tenant(decision.tenant).books, self._policy(decision)
+        compared = compared_of(books.compared, decision.policy, decision.version, decision.mode)
+        if compared is None:
+            return
+        weights: list[float] = []
+        agreed = 0
         if decision.shadow:
-            alike = traced(decision.trace).alike
+            weights = traced(decision.trace).alike.cumprod().tolist()
             pairs = zip(decision.arms, decision.shadow, strict=True)
             agreed = sum(shown == drawn for shown, drawn in pairs)
-        books = self._state.tenant(decision.tenant).books
-        compared = compared_of(books.compared, decision.policy, decision.version, decision.mode)
-        if compared is not None:
-            count(compared, values, agreed, alike.cumprod().tolist())
+        elif decision.mode != "off" and policy.version == decision.version:
+            weights, agreed = baseline_odds(policy, traced(decision.trace))
+        count(compared, [value or 0.0 for value in decision.values], agreed, weights)
 
     def _learn(self, decision: OpenDecision, policy: Policy, place: int) -> None:
         """Teach the model what came of a slot, once; of a choice: which slot was taken."""

@@ -52,12 +52,12 @@ class VersionReport(Wire, omit_defaults=False):
     """Closed decisions that were made under one version of a policy's document.
 
     earned     by what was shown: by the baseline in the modes shadow, apprentice and off
-    agreement  share of slots for which the policy drew what the baseline showed
-    ips, snips of a policy that watches. The baseline shows what it shows with probability 1, so of
-               what would come where the policy differs nothing is known: ips counts that as
-               nothing, a lower bound where rewards are not negative; snips is the mean where it
-               agrees
-    imitated   ips by what the baseline earned
+    agreement  share of slots in which the policy drew what the baseline shows
+    ips, snips what would have been earned by what did not act. While a policy acts that is the
+               baseline. Of a policy that watches less is known: the baseline shows what it shows
+               with probability 1, so of what would come where the policy differs nothing is seen.
+               ips counts that as nothing, a lower bound where rewards are not negative; snips is
+               the mean where it agrees
     """
 
     version: int
@@ -67,7 +67,6 @@ class VersionReport(Wire, omit_defaults=False):
     agreement: float | None = None
     ips: Worth | None = None
     snips: Worth | None = None
-    imitated: float | None = None
 
 
 class PolicyReport(Wire, omit_defaults=False):
@@ -209,7 +208,6 @@ def _reported(one: Compared) -> VersionReport:
     if one.slots:
         report.agreement = one.agreed / one.slots
         report.ips, report.snips = _worth(one.ips), _worth(one.snips)
-        report.imitated = one.earned / one.reward if one.reward > 0.0 else None
     return report
 
 
@@ -240,7 +238,7 @@ POLICY_OPERATIONS = (
     Operation(
         "get",
         "/v1/policies/{id}/report",
-        "What a policy's versions earned, and one that watches would have",
+        "What a policy's versions earned, and what did not act would have",
         answer=PolicyReport,
     ),
     Operation(

@@ -30,6 +30,7 @@ class Trace(msgspec.Struct, array_like=True, frozen=True):
     where the baseline acted: shadow int32 [k], candidates that the policy would have shown; alike
     float64 [k], P(the policy shows what the baseline did | it did so in the slots before)
     allowed  bits [k, free], which candidates a slot may take, b"" = each may take all
+    named    int32 [<= k], candidates that slots name as their baseline, -1 = none
     names    of the features of the context, a line each; "" = not known
     """
 
@@ -49,6 +50,7 @@ class Trace(msgspec.Struct, array_like=True, frozen=True):
     alike: bytes = b""
     allowed: bytes = b""
     names: str = ""
+    named: bytes = b""
 
 
 class Traced(NamedTuple):
@@ -67,6 +69,7 @@ class Traced(NamedTuple):
     shadow: NDArray[np.int32] = NO_ROWS
     alike: NDArray[np.float64] = NO_ODDS
     allowed: NDArray[np.bool_] = ANY
+    named: NDArray[np.int32] = NO_ROWS
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -109,6 +112,7 @@ def trace_of(
     allowed: NDArray[np.bool_] = ANY,
     shadow: NDArray[np.int32] = NO_ROWS,
     alike: NDArray[np.float64] = NO_ODDS,
+    named: NDArray[np.int32] = NO_ROWS,
 ) -> bytes:
     """The trace of a choice among the arms in `rows`.
 
@@ -137,6 +141,7 @@ def trace_of(
             alike.tobytes() if len(alike) else b"",
             np.packbits(allowed).tobytes() if len(allowed) else b"",
             context.names,
+            named.tobytes() if len(named) else b"",
         )
     )
 
@@ -171,4 +176,5 @@ def traced(trace: bytes) -> Traced:
         np.frombuffer(raw.shadow, np.int32),
         np.frombuffer(raw.alike, np.float64),
         allowed,
+        np.frombuffer(raw.named, np.int32),
     )

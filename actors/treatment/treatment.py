@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from actors.treatment import belief, choosing, learning, memory
 from actors.treatment.acting import act
-from actors.treatment.baseline import baseline_rows
+from actors.treatment.baseline import baseline_rows, rows_named
 from actors.treatment.choice import Choice, Retold, Watched
 from actors.treatment.features import Arms, Features
 from actors.treatment.policy import Policy
@@ -94,7 +94,11 @@ class Treatment:
             chances, scores, may = chances[:count], scores[:count], may[:count]
         known = own if remembered else None
         if policy.acts:
-            trace = trace_of(context, like, known, rows, free, order, chances, propensities, may)
+            named = rows_named(baseline, arms, rows[:free]) if baseline else NO_ROWS
+            trace = trace_of(
+                *(context, like, known, rows, free, order, chances, propensities, may),
+                named=named,
+            )
             return Choice(shown, propensities, chances, scores, explored, True, NO_ROWS, trace)
         watched = Watched(context, like, own, rows, free, order, may)
         return self._watch(policy, arms, watched, fixed[:count], baseline, known)
