@@ -39,9 +39,8 @@ MANIFESTS_KEPT = 2
 RESTORE_S = 3600.0
 LISTINGS_MAX = 5
 CLUSTER = "cluster"
+SHARDS = "shards/"
 _MANIFEST = re.compile(r"manifest-([0-9a-f]{16})-([0-9a-f]{16})\.json$")
-# Whoever has the archive must not have the keys with it.
-SECRETS = frozenset(("keys.json", "keys.env", "cluster.secret"))
 
 
 class ArchiveCorrupt(OnehopError):
@@ -140,6 +139,17 @@ class Store:
 
     def delete(self, name: str) -> None:
         self._fs.delete_file(f"{self._root}/{name}")
+
+    def shards(self) -> set[str]:
+        """Shards of which there is a state."""
+        scopes = self.scopes()
+        return {scope.removeprefix(SHARDS) for scope in scopes if scope.startswith(SHARDS)}
+
+    def drop_shard(self, shard_id: str) -> None:
+        """Delete all there is of a shard, manifests first: half a state must not look like one."""
+        names = self.names(f"{SHARDS}{shard_id}")
+        for name in sorted(names, key=lambda name: not _MANIFEST.match(name)):
+            self.delete(f"{SHARDS}{shard_id}/{name}")
 
 
 class Archive:
@@ -303,18 +313,6 @@ def shard_state(folder: Path) -> State:
         if older:
             return State(extents, next_seq)
     raise OSError(f"{folder} changes faster than it can be listed")
-
-
-def cluster_state(data_path: Path) -> State:
-    """The files of a data folder that belong to no shard, but for keys and what is unfinished."""
-    found = []
-    for path in sorted(data_path.rglob("*")):
-        parts = path.relative_to(data_path).parts
-        in_shard = len(parts) > 2 and parts[0] == "shards"
-        skipped = path.name in SECRETS or path.suffix in (".tmp", ".lock")
-        if not in_shard and not skipped and path.name != "lock" and path.is_file():
-            found.append(Extent(path))
-    return State(found, 0)
 
 
 def newest_manifest(store: Store, scope: str, names: Iterable[str]) -> Manifest | None:

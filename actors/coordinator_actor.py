@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import Awaitable
 from contextlib import suppress
-from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -14,10 +13,11 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.archive import CLUSTER, Archive, Store, cluster_state
+from actors.archive import Store
 from actors.backup_actor import NAMESPACE, RayNodes
 from actors.budget_desk import Standing
 from actors.catalogue import CatalogueDump
+from actors.cluster_archive import ClusterArchive
 from actors.coordinator import Coordinator, ShardHandle, Started
 from actors.custody import Custody, Place, Pulse
 from actors.documents import Stored
@@ -250,10 +250,12 @@ class CoordinatorActor:
     async def _archive(self) -> None:
         """Copy what belongs to no shard to the archive: models, layout, manifests of imports."""
         store = await asyncio.to_thread(Store, self.config.archive_uri)
-        archive = Archive(store, CLUSTER, self.config.data_path)
-        look = partial(cluster_state, self.config.data_path)
+        archive = ClusterArchive(store, self.config.data_path)
         while True:
-            await asyncio.to_thread(archive.try_step, self.coordinator.map.epoch, look)
+            owners = self.coordinator.map.owners
+            named = [owner.shard_id for owner in owners]
+            epoch, now_s = self.coordinator.map.epoch, asyncio.get_running_loop().time()
+            await asyncio.to_thread(archive.step, epoch, named, now_s)
             await asyncio.sleep(self.config.archive_s)
 
     async def _advise(self) -> None:

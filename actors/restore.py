@@ -114,6 +114,10 @@ def _settle_claims(folder: Path) -> None:
             raise ArchiveCorrupt(f"there is no copy of shard {claim.shard_id} in the archive")
         settled = replace(claim, epoch=claim.epoch + 1, owner=Copy(owner), backup=None)
         table = table.with_claim(settled)
+    for other in folder.iterdir():
+        if other.is_dir() and other.name not in {claim.shard_id for claim in table.claims}:
+            # Its range went to others before the table was archived.
+            shutil.rmtree(other)
     path.write_bytes(msgspec.json.encode(_Document(document.version + 1, table)))
     with path.open("rb") as file:
         os.fsync(file.fileno())

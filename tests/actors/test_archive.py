@@ -12,13 +12,14 @@ import pytest
 
 from actors.archive import (
     CLUSTER,
+    RESTORE_S,
     Archive,
     ArchiveCorrupt,
     Store,
-    cluster_state,
     newest_manifest,
     shard_state,
 )
+from actors.cluster_archive import ClusterArchive, cluster_state
 from actors.recovery import drop_superfluous
 from actors.restore import restore
 from actors.wal import WalCorrupt, segments
@@ -326,3 +327,43 @@ def test_a_restored_table_of_claims_names_what_was_restored(tmp_path: Path) -> N
         path.unlink()
     with pytest.raises(ArchiveCorrupt, match="no copy of shard 1"):
         restore(uri, tmp_path / "without")
+
+
+def test_a_table_is_archived_once_its_shards_are_and_shards_that_are_gone_leave(
+    tmp_path: Path,
+) -> None:
+    data, uri = tmp_path / "data", str(tmp_path / "archive")
+    store = Store(uri)
+
+    def table_of(shard_id: str) -> None:
+        table = Table((claim_of(shard_id, KeyRange(0, HASH_SPACE), 4, Copy("c", "n")),), 50)
+        (data / "shards").mkdir(parents=True, exist_ok=True)
+        document = {"version": 9, "table": msgspec.to_builtins(table)}
+        (data / "shards/table.json").write_bytes(msgspec.json.encode(document))
+
+    def archive_shard(shard_id: str) -> None:
+        folder = data / "shards" / shard_id / "c"
+        log = Log(folder)
+        log.batch(shard_id.encode())
+        log.writer.close()
+        (folder / "copy.json").write_text("{}")
+        Archive(Store(uri), f"shards/{shard_id}", data).step(1, shard_state(folder))
+
+    def restored(name: str) -> set[str]:
+        restore(uri, tmp_path / name)
+        return {path.name for path in (tmp_path / name / "shards").iterdir() if path.is_dir()}
+
+    archive = ClusterArchive(store, data)
+    archive_shard("0")
+    table_of("0")
+    archive.step(1, {"0"}, 0.0)
+    table_of("1")
+    archive.step(1, {"1"}, 1.0)
+    assert restored("before") == {"0"}, "the new shard is not in the archive yet"
+    archive_shard("1")
+    archive.step(1, {"1"}, 2.0)
+    assert restored("after") == {"1"}
+    assert store.shards() == {"0", "1"}, "a restore may be reading the older table"
+    archive.step(1, {"1"}, 2.0 + RESTORE_S)
+    assert store.shards() == {"1"}
+    assert restored("later") == {"1"}
