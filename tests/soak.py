@@ -106,7 +106,8 @@ class Copies:
         self._stopping.set()
         self._thread.join()
         if self._failed is not None:
-            raise self._failed
+            # The rest of the run is worth its result all the same.
+            return [Violation("stuck", "copies", repr(self._failed))]
         wrong = self.load.check() + self._replicated.check_copies(self.load)
         self._replicated.restart()
         wrong += check(self.load.history, self.load.final())

@@ -18,6 +18,7 @@ import msgspec
 from actors.endpoint import Endpoint
 from actors.messages import Item
 from actors.recovery import recover
+from actors.replicator import Peer
 from actors.shard import Shard
 from actors.warm_up import warm_up
 from cluster.errors import OnehopError
@@ -35,6 +36,7 @@ FAULTS = ("kill_owner", "lose_owner", "lose_backup", "hang_up")
 START_S = 120.0
 ATTEMPT_S = 0.5
 TEND_S = 0.1
+NOTICED_S = 0.05
 EVERYTHING = KeyRange(0, HASH_SPACE)
 
 
@@ -61,6 +63,8 @@ class Replicated:
 
     def lose_owner(self) -> None:
         """Its node dies, and comes back with an empty disk once another serves."""
+        # One node at a time is what two copies survive.
+        self.wait_paired()
         node_id = self.running.node_id
         self._do(self._end_owner())
         self._do(self._lose(node_id))
@@ -69,11 +73,13 @@ class Replicated:
 
     def lose_backup(self) -> None:
         """Its node dies, and comes back with an empty disk once another is the backup."""
+        self.wait_paired()
         peer = self.running.owned.replicator.peer
-        if peer is not None:
-            self._do(self._lose(peer.copy.node_id))
-            self.wait_paired()
-            self.world.nodes.dead.discard(peer.copy.node_id)
+        assert peer is not None
+        self._do(self._lose(peer.copy.node_id))
+        # Until it is noticed, all looks well.
+        self.wait_paired(without=peer)
+        self.world.nodes.dead.discard(peer.copy.node_id)
 
     def hang_up(self) -> None:
         """The connection between them breaks."""
@@ -82,6 +88,7 @@ class Replicated:
             for backups in self.world.nodes.backups.values():
                 for wire in list(backups._wires):
                     wire.close()
+            await asyncio.sleep(NOTICED_S)
 
         self._do(act())
 
@@ -91,14 +98,15 @@ class Replicated:
 
     # What they hold.
 
-    def wait_paired(self) -> None:
-        """Wait until a backup has all that the owner has."""
+    def wait_paired(self, without: Peer | None = None) -> None:
+        """Wait until a backup, and another than `without`, has all that the owner has."""
 
         async def act() -> None:
             async with asyncio.timeout(START_S):
                 while True:
                     journal, replicator = self.running.owned.journal, self.running.owned.replicator
                     paired = "replica" in journal.levels and journal.settled
+                    paired = paired and replicator.peer != without
                     if paired and replicator.report()["lagRecords"] == 0:
                         return
                     await asyncio.sleep(0.02)
