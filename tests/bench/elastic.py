@@ -3,9 +3,9 @@
     python -m tests.bench.elastic [--json FILE] [--seconds S] [--only GROUP]
 
 Groups: `gateways` (autoscaled up and down, redeployed; one node), `reshape` (split, move, merge,
-again and again, then a node joins and one is drained; three of Ray's nodes), `shards` (CPU per
-request with 1, 2, 4 and 8 of them), `people` (a shard with a million profiles moves), `plan` (what
-the plan makes of Zipf 1.1 keys). A group that is measured replaces its rows in FILE.
+again and again, over two of Ray's nodes), `nodes` (one joins, and is drained and ended), `shards`
+(CPU per request with 1, 2, 4 and 8 of them), `people` (a shard with a million profiles moves),
+`plan` (what the plan makes of Zipf 1.1 keys). A group that is measured replaces its rows in FILE.
 
 A row has what failed at the first attempt (`failed_first`: HTTP, no retries) and after the SDK's
 retries (`failed`), what the history checker found lost, doubled or otherwise `wrong`, and the p99
@@ -131,8 +131,12 @@ def measure_gateways(seconds: float) -> list[Row]:
 
 def measure_reshapes(seconds: float) -> list[Row]:
     with elastic_fleet.running(nodes=2) as fleet:
-        rows = asyncio.run(elastic_fleet.reshapes(fleet, REPEATS, seconds / 2))
-        return rows + asyncio.run(elastic_fleet.join_and_drain(fleet, seconds))
+        return asyncio.run(elastic_fleet.reshapes(fleet, REPEATS, seconds / 2))
+
+
+def measure_nodes(seconds: float) -> list[Row]:
+    with elastic_fleet.running(nodes=2) as fleet:
+        return asyncio.run(elastic_fleet.join_and_drain(fleet, seconds))
 
 
 def measure_shards(seconds: float) -> list[Row]:
@@ -154,6 +158,7 @@ def measure_plan(seconds: float) -> list[Row]:
 GROUPS: dict[str, Callable[[float], list[Row]]] = {
     "gateways": measure_gateways,
     "reshape": measure_reshapes,
+    "nodes": measure_nodes,
     "shards": measure_shards,
     "people": measure_people,
     "plan": measure_plan,
