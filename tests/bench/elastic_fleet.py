@@ -27,7 +27,7 @@ from tests.bench.warm_start_data import write_events
 
 RATE = 400.0
 CPU_RATE = 800.0
-SETTLE_S = 300.0
+SETTLE_S = 240.0
 POLL_S = 0.1
 NODE: dict[str, Any] = {"num_cpus": 2, "resources": {"shards": 32}}
 
@@ -190,7 +190,11 @@ async def join_and_drain(fleet: Fleet, seconds: float) -> list[Row]:
 
 
 async def cpu_by_shards(fleet: Fleet, seconds: float) -> list[Row]:
-    """CPU of the owners per request, from 1 to 8 shards that were split live."""
+    """CPU of the owners per request, from 1 to 8 shards that were split live.
+
+    idle_cpu      cores that all of them use while nobody asks: heartbeats, learning, Ray
+    owner_cpu_us  what a request costs beyond that
+    """
     rows = []
     for shards in (1, 2, 4, 8):
         while len(owners := await fleet.shards()) < shards:
@@ -198,18 +202,28 @@ async def cpu_by_shards(fleet: Fleet, seconds: float) -> list[Row]:
             await fleet.reshape(f"/v1/shards/{widest['shardId']}:split", {})
         # Sources of the last split tell for some seconds where their range went.
         await asyncio.sleep(8.0)
-        used: list[float] = []
+        idle_s, _ = await _grown(fleet, seconds)
 
-        async def measure(used: list[float] = used) -> Row:
-            before = await _counted(fleet)
-            await asyncio.sleep(seconds)
-            cpu_s, requests = (b - a for a, b in zip(before, await _counted(fleet), strict=True))
-            used.append(cpu_s / requests * 1e6)
-            return {"owner_cpu_us": round(used[0], 1), "owner_rps": round(requests / seconds)}
+        async def measure(idle_s: float = idle_s) -> Row:
+            cpu_s, requests = await _grown(fleet, seconds)
+            return {
+                "owner_cpu_us": round((cpu_s - idle_s) / requests * 1e6, 1),
+                "with_idle_us": round(cpu_s / requests * 1e6, 1),
+                "idle_cpu": round(idle_s / seconds, 3),
+                "owner_rps": round(requests / seconds),
+            }
 
         row = await changed(f"{shards} shards", *fleet.where, CPU_RATE, seconds, measure)
         rows.append(row | {"shards": shards})
     return rows
+
+
+async def _grown(fleet: Fleet, seconds: float) -> tuple[float, float]:
+    """CPU seconds and requests of all owners in so many seconds."""
+    before = await _counted(fleet)
+    await asyncio.sleep(seconds)
+    cpu_s, requests = (b - a for a, b in zip(before, await _counted(fleet), strict=True))
+    return cpu_s, requests
 
 
 async def _counted(fleet: Fleet) -> tuple[float, float]:
