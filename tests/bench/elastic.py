@@ -150,7 +150,7 @@ def measure_people(seconds: float) -> list[Row]:
 
 
 def measure_plan(seconds: float) -> list[Row]:
-    settings = {"shards": 2, "durability": "disk", "reshape": "always"}
+    settings = {"shards": 1, "durability": "disk", "reshape": "always"}
     with elastic_fleet.running(nodes=2, **settings) as fleet:
         return [asyncio.run(elastic_fleet.balance(fleet, elastic_fleet.SETTLE_S))]
 

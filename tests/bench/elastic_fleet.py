@@ -27,7 +27,8 @@ from tests.bench.warm_start_data import write_events
 
 RATE = 400.0
 CPU_RATE = 800.0
-SETTLE_S = 240.0
+SETTLE_S = 170.0
+ITEMS = 400
 POLL_S = 0.1
 NODE: dict[str, Any] = {"num_cpus": 2, "resources": {"shards": 32}}
 
@@ -253,7 +254,8 @@ async def big_move(fleet: Fleet, people: int) -> Row:
 
 
 async def balance(fleet: Fleet, seconds: float) -> Row:
-    """Owners under keys of Zipf 1.1, until the plan has had nothing to do for a minute."""
+    """Owners of a quarter and of three quarters of the keys, under decide calls of people by Zipf
+    1.1, until the plan has had nothing to do for a minute."""
     from serve.client import Client
 
     weights = np.arange(1, 100_001, dtype=float) ** -1.1
@@ -264,7 +266,10 @@ async def balance(fleet: Fleet, seconds: float) -> Row:
     async def caller(client: Client) -> None:
         while not stop.is_set():
             for who in np.searchsorted(edges, random.random(64)).tolist():
-                await client.track("Item Viewed", user_id=f"zipf-{who}")
+                event = {"event": "Item Viewed", "properties": {"itemId": f"item-{who % ITEMS}"}}
+                await client.decide(
+                    user_id=f"zipf-{who}", events=[event], decisions=[{"surface": "product"}]
+                )
 
     async def settled() -> float:
         began_s = quiet_s = time.monotonic()
@@ -275,7 +280,10 @@ async def balance(fleet: Fleet, seconds: float) -> Row:
                 quiet_s = time.monotonic()
         return quiet_s - began_s
 
+    (whole,) = await fleet.shards()
+    await fleet.reshape(f"/v1/shards/{whole['shardId']}:split", {"at": ["4" + "0" * 15]})
     async with Client(fleet.where.url, fleet.where.key) as client:
+        await client.put_items([{"id": f"item-{n}"} for n in range(ITEMS)])
         callers = [asyncio.create_task(caller(client)) for _ in range(24)]
         took_s = await settled()
         before = {o["shardId"]: o["stats"]["cpuSeconds"] for o in await fleet.shards()}
