@@ -28,6 +28,7 @@ from tests.bench.warm_start_data import write_events
 RATE = 400.0
 CPU_RATE = 800.0
 SETTLE_S = 170.0
+QUIET_S = 80.0
 ITEMS = 400
 POLL_S = 0.1
 NODE: dict[str, Any] = {"num_cpus": 2, "resources": {"shards": 32}}
@@ -255,7 +256,7 @@ async def big_move(fleet: Fleet, people: int) -> Row:
 
 async def balance(fleet: Fleet, seconds: float) -> Row:
     """Owners of a quarter and of three quarters of the keys, under decide calls of people by Zipf
-    1.1, until the plan has had nothing to do for a minute."""
+    1.1, until the plan has had nothing to do for QUIET_S."""
     from serve.client import Client
 
     weights = np.arange(1, 100_001, dtype=float) ** -1.1
@@ -273,7 +274,7 @@ async def balance(fleet: Fleet, seconds: float) -> Row:
 
     async def settled() -> float:
         began_s = quiet_s = time.monotonic()
-        while time.monotonic() - quiet_s < 60.0 and time.monotonic() - began_s < seconds:
+        while time.monotonic() - quiet_s < QUIET_S and time.monotonic() - began_s < seconds:
             await asyncio.sleep(2.0)
             states = (await fleet.ask("GET", "/v1/reshapes"))["reshapes"]
             if any(state["step"] not in ("done", "aborted") for state in states):
