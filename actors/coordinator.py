@@ -9,32 +9,25 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from time import time
-from typing import Protocol
 
 import msgspec
 
-from actors.budget_desk import BudgetDesk, Standing
-from actors.catalogue import Catalogue, CatalogueDump, decode_items
-from actors.custody import Custody, Place, Pulse
+from actors.budget_desk import BudgetDesk
+from actors.catalogue import Catalogue, decode_items
+from actors.custody import Custody
 from actors.document_desk import DocumentDesk
 from actors.documents import Stored
 from actors.messages import BATCH_MAX, Item, Problem
-from actors.replicator import Peer
+from actors.shard_handle import NewShard, ShardHandle, Slot
+from actors.supervision import Supervision
 from cluster.config import Config
 from cluster.errors import ReadOnly, RequestError, Unavailable
-from cluster.keys import KeyRange, split_evenly
+from cluster.keys import split_evenly
 from cluster.partition_map import PartitionMap, owner
 
 LOG = logging.getLogger("onehop.actors")
 
-RESTART_S_MAX = 5.0
-START_S = 120.0
-"""How long a shard may take from its actor's start until it serves."""
-PING_S = 1.0
-SILENT_PINGS_MAX = 3
-"""Heartbeats without an answer until a shard counts as standing still."""
 UPDATE_S = 30.0
 """How long an update may take that all shards must have."""
 IMPORT_POLL_S = 0.1
@@ -42,65 +35,6 @@ IMPORT_POLL_S = 0.1
 BUDGET_ROUND_S = 0.5
 # Items that shards take in one call, and log as one record.
 REGISTER_MAX = 10_000
-
-
-class Started(msgspec.Struct, frozen=True):
-    """What a shard says of itself once it listens."""
-
-    host: str
-    port: int
-    node_id: str
-    epoch: int
-    catalogues: dict[str, CatalogueDump]
-    documents: dict[str, list[Stored]] = {}
-
-
-class ShardHandle(Protocol):
-    """One running shard, wherever it runs. Methods raise Unavailable if it is dead."""
-
-    async def start(self) -> Started: ...
-
-    async def check_room(self) -> None:
-        """Raises ReadOnly while its disk is full."""
-
-    async def load_catalogue(self, tenant: str, dump: CatalogueDump) -> None: ...
-
-    async def put_items(self, tenant: str, items: list[Item]) -> None: ...
-
-    async def take_down(self, tenant: str, ids: list[str]) -> None: ...
-
-    async def put_documents(self, tenant: str, versions: list[Stored]) -> None: ...
-
-    async def budgets(self, tenant: str) -> dict[str, Standing]: ...
-
-    async def grant(self, tenant: str, budget: str, granted: int) -> int: ...
-
-    async def set_epoch(self, epoch: int) -> None: ...
-
-    async def wait_gone(self) -> None:
-        """Returns when the shard has died."""
-
-    async def ping(self) -> Pulse: ...
-
-    async def follow(self, peer: Peer, epoch: int) -> None: ...
-
-    async def kill(self) -> None: ...
-
-
-class Slot:
-    """One range and the shard that has it. `up` is cleared while a successor is made."""
-
-    def __init__(self, shard_id: str, key_range: KeyRange) -> None:
-        self.shard_id = shard_id
-        self.key_range = key_range
-        self.up = asyncio.Event()
-        self.handle: ShardHandle | None = None
-        self.started: Started | None = None
-        self.restarts = 0
-        self.place = Place()
-        self.tries = 0
-        self.pid: int | None = None
-        self.tending: asyncio.Task[None] | None = None
 
 
 class ItemResult(msgspec.Struct, omit_defaults=True):
@@ -111,9 +45,6 @@ class ItemResult(msgspec.Struct, omit_defaults=True):
     error: Problem | None = None
 
 
-NewShard = Callable[[str, KeyRange, Place], Awaitable[ShardHandle]]
-
-
 class Coordinator:
     """One per cluster. `new_shard(shard_id, key_range, place)` makes a handle, or finds the living
     one. custody: of the copies on disk; None: nothing is on disk.
@@ -122,7 +53,6 @@ class Coordinator:
     def __init__(self, config: Config, new_shard: NewShard, custody: Custody | None = None) -> None:
         self._config = config
         self._custody = custody
-        self._new_shard = new_shard
         self.slots = [
             Slot(f"{i}", key_range) for i, key_range in enumerate(split_evenly(config.shards))
         ]
@@ -142,12 +72,13 @@ class Coordinator:
         self._updates = asyncio.Lock()
         self.documents = DocumentDesk(self._updates, self._spread_documents, time, self._check_room)
         self.budgets = BudgetDesk()
-        self._supervisors: dict[str, asyncio.Task[None]] = {}
+        self.supervision = Supervision(new_shard, custody, self._seed_again, self._publish)
+        self._started = False
         self._handing_out: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Learn which shards there are. Raises ConfigError, Unavailable."""
-        if self._custody is not None and not self._supervisors:
+        if self._custody is not None and not self._started:
             table = await self._custody.open()
             known = {slot.shard_id: slot for slot in self.slots}
             self.slots = [
@@ -166,7 +97,7 @@ class Coordinator:
         await self.open()
         last_epoch = 0 if self._custody is None else self._custody.map_epoch
         # All of them end before one's failure is told: a repeated start must find none under way.
-        launches = (self._launch(slot) for slot in self.slots)
+        launches = (self.supervision.launch(slot) for slot in self.slots)
         for outcome in await asyncio.gather(*launches, return_exceptions=True):
             if isinstance(outcome, BaseException):
                 raise outcome
@@ -182,8 +113,9 @@ class Coordinator:
         for slot in self.slots:
             await self._seed(slot)
         await self._publish()
+        self._started = True
         for slot in self.slots:
-            self._begin_supervising(slot)
+            self.supervision.begin(slot)
         self._handing_out = asyncio.create_task(self._hand_out_budgets())
 
     async def begin_import(self) -> None:
@@ -209,7 +141,7 @@ class Coordinator:
         async with self._updates:
             for slot in self.slots:
                 if slot.shard_id in sources:
-                    self._supervisors.pop(slot.shard_id).cancel()
+                    self.supervision.stop(slot)
                     self._gone[slot.shard_id] = slot
             kept = [slot for slot in self.slots if slot.shard_id not in sources]
             self.slots = sorted([*kept, *targets], key=lambda slot: slot.key_range.start)
@@ -221,7 +153,7 @@ class Coordinator:
         await self._custody.read()
         await self._announce(self._custody.map_epoch)
         for slot in targets:
-            self._begin_supervising(slot)
+            self.supervision.begin(slot)
 
     async def end(self, sources: Sequence[str]) -> None:
         """End shards that were replaced."""
@@ -234,9 +166,6 @@ class Coordinator:
     def names(self) -> list[str]:
         """All shards that live: owners, those that are to be, and those that were."""
         return [slot.shard_id for slot in self.slots] + [*self._arriving, *self._gone]
-
-    def _begin_supervising(self, slot: Slot) -> None:
-        self._supervisors[slot.shard_id] = asyncio.create_task(self._supervise(slot))
 
     @property
     def map(self) -> PartitionMap:
@@ -314,12 +243,10 @@ class Coordinator:
 
     async def shutdown(self) -> None:
         """End all shards; they are not started again."""
-        tasks = list(self._supervisors.values())
+        await self.supervision.close()
         if self._handing_out is not None:
-            tasks.append(self._handing_out)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+            self._handing_out.cancel()
+            await asyncio.gather(self._handing_out, return_exceptions=True)
         everybody = [*self.slots, *self._arriving.values(), *self._gone.values()]
         handles = [slot.handle for slot in everybody if slot.handle is not None]
         await asyncio.gather(*(handle.kill() for handle in handles), return_exceptions=True)
@@ -337,23 +264,6 @@ class Coordinator:
     async def _spread_documents(self, tenant: str, versions: list[Stored]) -> None:
         await self._on_all(lambda handle: handle.put_documents(tenant, versions))
 
-    async def _launch(self, slot: Slot) -> None:
-        if self._custody is not None:
-            slot.place = await self._custody.place(slot.shard_id, slot.tries)
-        handle = slot.handle = await self._new_shard(slot.shard_id, slot.key_range, slot.place)
-        try:
-            async with asyncio.timeout(START_S):
-                slot.started = await handle.start()
-                slot.pid = (await handle.ping()).pid
-        except BaseException as error:
-            # Half a start is not to be gone on with: the next one begins with an empty actor.
-            slot.tries += 1
-            await handle.kill()
-            if isinstance(error, TimeoutError):
-                raise Unavailable(f"it did not start within {START_S} s") from None
-            raise
-        slot.tries = 0
-
     async def _seed(self, slot: Slot) -> None:
         """Bring a shard's catalogues and documents up to ours. It is `up` from here on."""
         assert slot.handle is not None
@@ -367,6 +277,10 @@ class Coordinator:
             if missing:
                 await slot.handle.put_documents(tenant, missing)
         slot.up.set()
+
+    async def _seed_again(self, slot: Slot) -> None:
+        async with self._updates:
+            await self._seed(slot)
 
     async def _publish(self) -> None:
         version = 0
@@ -413,80 +327,6 @@ class Coordinator:
                 # Shards go on with what they have; the next round may be luckier.
                 LOG.exception("budgets were not handed out")
             await asyncio.sleep(BUDGET_ROUND_S)
-
-    async def _supervise(self, slot: Slot) -> None:
-        """Start the shard again whenever it dies."""
-        while True:
-            assert slot.handle is not None
-            await self._watch(slot, slot.handle)
-            slot.up.clear()
-            slot.restarts += 1
-            LOG.warning("shard %s died; restart %d", slot.shard_id, slot.restarts)
-            if slot.tending is not None:
-                slot.tending.cancel()
-            # Ray learns of a lost node late, and would give its dead actor for a new one till then.
-            with suppress(Exception):
-                await slot.handle.kill()
-            await self._relaunch(slot)
-            await self._publish()
-
-    async def _watch(self, slot: Slot, handle: ShardHandle) -> None:
-        """Returns when the shard has died, or was ended since it does not answer."""
-        gone = asyncio.create_task(handle.wait_gone())
-        silent = 0
-        try:
-            while silent < SILENT_PINGS_MAX:
-                done, _ = await asyncio.wait([gone], timeout=PING_S)
-                if done:
-                    return
-                try:
-                    async with asyncio.timeout(PING_S):
-                        pulse = await handle.ping()
-                    silent = 0
-                    self._tend(slot, pulse, handle)
-                except TimeoutError:
-                    silent += 1
-                except Unavailable:
-                    return
-            LOG.error("shard %s stands still: it is ended", slot.shard_id)
-            await self._end(slot, handle)
-        finally:
-            gone.cancel()
-
-    def _tend(self, slot: Slot, pulse: Pulse, handle: ShardHandle) -> None:
-        """Let its backup be seen to, beside the heartbeat."""
-        if self._custody is None or slot.started is None:
-            return
-        if slot.tending is None or slot.tending.done():
-            work = self._custody.tend(slot.shard_id, slot.started.node_id, pulse, handle)
-            slot.tending = asyncio.create_task(_logged(work, slot.shard_id))
-
-    async def _end(self, slot: Slot, handle: ShardHandle) -> None:
-        """End a shard that may have been stopped: what it holds must be free for its successor."""
-        if self._custody is not None and slot.started is not None and slot.pid is not None:
-            await self._custody.nodes.kill(slot.started.node_id, slot.pid)
-        await handle.kill()
-
-    async def _relaunch(self, slot: Slot) -> None:
-        pause_s = 0.05
-        while True:
-            try:
-                await self._launch(slot)
-                async with self._updates:
-                    await self._seed(slot)
-                return
-            except Exception as error:
-                # Also a log that can't be trusted: its range stays down, and says so every time.
-                LOG.error("shard %s did not start: %s", slot.shard_id, error)
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, RESTART_S_MAX)
-
-
-async def _logged(work: Awaitable[None], shard_id: str) -> None:
-    try:
-        await work
-    except Exception as error:
-        LOG.warning("the backup of shard %s waits: %r", shard_id, error)
 
 
 def _problem(error: RequestError) -> Problem:

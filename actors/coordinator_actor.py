@@ -4,38 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
-from contextlib import suppress
 from typing import Any, TypeVar
 
 import msgspec
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.archive import Store
-from actors.backup_actor import NAMESPACE, RayNodes
-from actors.budget_desk import Standing
-from actors.catalogue import CatalogueDump
+from actors.backup_actor import RayNodes
 from actors.cluster_archive import ClusterArchive
-from actors.coordinator import Coordinator, ShardHandle, Started
-from actors.custody import Custody, Place, Pulse
-from actors.documents import Stored
+from actors.coordinator import Coordinator
+from actors.custody import Custody, Place
 from actors.epoch_store import open_store
 from actors.fleet_care import Desks, FleetCare
-from actors.incoming import Order
 from actors.machines_actor import RayMachines, machines_of
-from actors.messages import Item
 from actors.model_actor import MODEL_ACTOR, ModelActor
 from actors.planning import Advisor
+from actors.ray_shard import RayShard, end_others, shard_actor_name, stats_of
 from actors.recovery import lock_folder
-from actors.replicator import Peer
 from actors.reshape_desk import ReshapeDesk, ReshapeRequest
 from actors.reshaping import Reshaper
-from actors.shard_actor import ShardActor, shard_actor_name
+from actors.shard_actor import ShardActor
+from actors.shard_handle import ShardHandle
 from actors.warm_start_actor import Imports
 from cluster.config import Config
-from cluster.errors import OnehopError, RequestError, Unavailable
+from cluster.errors import RequestError, Unavailable
 from cluster.keys import KeyRange
 from cluster.ownership import Table
 from cluster.partition_map import encode_map
@@ -49,122 +43,8 @@ ON_HEAD = {"node:__internal_head__": 0.001}
 Result = TypeVar("Result")
 
 
-class RayShard:
-    """A `ShardHandle` over a Ray actor."""
-
-    def __init__(self, actor: Any) -> None:
-        self.actor = actor
-
-    async def start(self) -> Started:
-        return msgspec.msgpack.decode(await _reach(self.actor.start.remote()), type=Started)
-
-    async def check_room(self) -> None:
-        await _reach(self.actor.check_room.remote())
-
-    async def load_catalogue(self, tenant: str, dump: CatalogueDump) -> None:
-        await _reach(self.actor.load_catalogue.remote(tenant, dump))
-
-    async def put_items(self, tenant: str, items: list[Item]) -> None:
-        await _reach(self.actor.put_items.remote(tenant, msgspec.json.encode(items)))
-
-    async def take_down(self, tenant: str, ids: list[str]) -> None:
-        await _reach(self.actor.take_down.remote(tenant, ids))
-
-    async def put_documents(self, tenant: str, versions: list[Stored]) -> None:
-        await _reach(self.actor.put_documents.remote(tenant, versions))
-
-    async def budgets(self, tenant: str) -> dict[str, Standing]:
-        return await _reach(self.actor.budgets.remote(tenant))
-
-    async def grant(self, tenant: str, budget: str, granted: int) -> int:
-        return await _reach(self.actor.grant.remote(tenant, budget, granted))
-
-    async def set_epoch(self, epoch: int) -> None:
-        await _reach(self.actor.set_epoch.remote(epoch))
-
-    async def wait_gone(self) -> None:
-        try:
-            await self.actor.forever.remote()
-        except RayError:
-            return
-
-    async def ping(self) -> Pulse:
-        return msgspec.msgpack.decode(await _reach(self.actor.ping.remote()), type=Pulse)
-
-    async def follow(self, peer: Peer, epoch: int) -> None:
-        await _reach(self.actor.follow.remote(msgspec.json.encode(peer), epoch))
-
-    async def kill(self) -> None:
-        ray.kill(self.actor)
-
-    # Moving.
-
-    async def freeze(self, handoff: str, epoch: int) -> int:
-        return await _reach(self.actor.freeze.remote(handoff, epoch))
-
-    async def resume(self, handoff: str) -> None:
-        await _reach(self.actor.resume.remote(handoff))
-
-    async def release(self, handoff: str, map_epoch: int) -> None:
-        await _reach(self.actor.release.remote(handoff, map_epoch))
-
-    async def receive(self, order: Order) -> Started:
-        made = await _reach(self.actor.receive.remote(msgspec.json.encode(order)))
-        return msgspec.msgpack.decode(made, type=Started)
-
-    async def follow_sources(self) -> None:
-        await _reach(self.actor.follow_sources.remote())
-
-    async def lag(self) -> int:
-        return await _reach(self.actor.lag.remote())
-
-    async def finish(self, last_seqs: dict[str, int]) -> None:
-        await _reach(self.actor.finish.remote(last_seqs))
-
-    async def own(self) -> Started:
-        return msgspec.msgpack.decode(await _reach(self.actor.own.remote()), type=Started)
-
-
 def _failed(task: asyncio.Task[None]) -> bool:
     return task.done() and (task.cancelled() or task.exception() is not None)
-
-
-async def _reach(call: Awaitable[Result]) -> Result:
-    """The result of an actor call. Raises what it raised, Unavailable if it can't be reached."""
-    try:
-        return await call
-    except RayTaskError as error:
-        if isinstance(error.cause, OnehopError):
-            raise error.cause from None
-        raise
-    except RayError as error:
-        # Ray's first line says who; what may have been is in its own log.
-        reason = str(error).partition("\n")[0]
-        raise Unavailable(f"the shard's actor can't be reached: {reason}") from None
-
-
-async def _stats_of(shard_id: str) -> dict[str, Any] | None:
-    """A shard's counters; None if it can't be asked."""
-    try:
-        actor: Any = await asyncio.to_thread(ray.get_actor, shard_actor_name(shard_id))
-        stats: dict[str, Any] = await asyncio.wait_for(_reach(actor.stats.remote()), PLAN_S)
-    except (OnehopError, RayError, ValueError, TimeoutError):
-        return None
-    return stats
-
-
-def _end_others(names: set[str]) -> None:
-    """End shards that were to be when a coordinator died, and those that it had replaced."""
-    for actor in ray.util.list_named_actors(all_namespaces=True):
-        name = actor["name"]
-        if actor["namespace"] == NAMESPACE and _is_shard(name) and name not in names:
-            LOG.warning("%s is ended: no claim names it", name)
-            with suppress(ValueError):
-                ray.kill(ray.get_actor(name, NAMESPACE))
-
-
-def _is_shard(name: str) -> bool:
-    return name.startswith(shard_actor_name(""))
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)
@@ -220,7 +100,7 @@ class CoordinatorActor:
             self.lock = await asyncio.to_thread(lock_folder, folder, name="coordinator.lock")
         await self.coordinator.open()
         names = [shard_actor_name(shard_id) for shard_id in self.coordinator.restarts()]
-        await asyncio.to_thread(_end_others, set(names))
+        await asyncio.to_thread(end_others, set(names))
         # Before the shards, beside whose start its process can do its imports.
         self.model = ModelActor.options(  # type: ignore[attr-defined]
             name=MODEL_ACTOR, lifetime="detached", get_if_exists=True, resources=ON_HEAD
@@ -266,7 +146,7 @@ class CoordinatorActor:
             try:
                 partition_map = self.coordinator.map
                 names = [owner.shard_id for owner in partition_map.owners]
-                stats = await asyncio.gather(*map(_stats_of, names))
+                stats = await asyncio.gather(*map(stats_of, names))
                 found = dict(zip(names, stats, strict=True))
                 await self.care.step(loop.time(), partition_map, found)
                 # Also a model actor that died and came back has to be told.

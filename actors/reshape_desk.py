@@ -14,10 +14,11 @@ from typing import Any, Literal
 
 import msgspec
 
-from actors.coordinator import Coordinator, Slot
+from actors.coordinator import Coordinator
 from actors.custody import Custody
 from actors.planning import Advisor
 from actors.reshaping import Part, Reshaper, Reshaping
+from actors.shard_handle import Slot
 from cluster.errors import OnehopError, RequestError
 from cluster.keys import KeyRange
 from cluster.placement import Node, least_loaded, node_loads

@@ -14,16 +14,17 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import pairwise
 from time import time
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import msgspec
 
-from actors.coordinator import Coordinator, NewShard, ShardHandle, Slot, Started
+from actors.coordinator import Coordinator
 from actors.copies import new_copy_id
 from actors.custody import Custody, Place
 from actors.handoff import Handed, Handoff
 from actors.incoming import Order, Source
 from actors.replicator import Peer
+from actors.shard_handle import Movable, NewShard, ShardHandle, Slot
 from cluster.errors import IllegalTransition, OnehopError, RequestError, Unavailable
 from cluster.handoff import Step
 from cluster.keys import KeyRange
@@ -64,26 +65,6 @@ class Reshaping(msgspec.Struct, rename="camel"):
     @property
     def ended(self) -> bool:
         return self.step in (Step.DONE.value, Step.ABORTED.value)
-
-
-class Movable(ShardHandle, Protocol):
-    """A shard that can give its range away, or take one over. Raises Unavailable if it is dead."""
-
-    async def freeze(self, handoff: str, epoch: int) -> int: ...
-
-    async def resume(self, handoff: str) -> None: ...
-
-    async def release(self, handoff: str, map_epoch: int) -> None: ...
-
-    async def receive(self, order: Order) -> Started: ...
-
-    async def follow_sources(self) -> None: ...
-
-    async def lag(self) -> int: ...
-
-    async def finish(self, last_seqs: dict[str, int]) -> None: ...
-
-    async def own(self) -> Started: ...
 
 
 class Part(NamedTuple):

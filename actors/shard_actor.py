@@ -11,7 +11,6 @@ import logging
 import os
 import secrets
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,12 +19,11 @@ import ray
 from numpy.typing import NDArray
 
 from actors.archive import RESTORE_S, Archive, Store, shard_state
-from actors.backup_actor import NAMESPACE, reach, release_backup, store_of
+from actors.backup_actor import release_backup, store_of
 from actors.budget_desk import Standing
 from actors.catalogue import CatalogueDump
 from actors.compact import tidy
 from actors.contacts import Contacts
-from actors.coordinator import Started
 from actors.copies import CopyFolder
 from actors.custody import Place, Pulse
 from actors.documents import Stored
@@ -39,15 +37,15 @@ from actors.model import Taken
 from actors.outgoing import Begun, Outgoing, Tail
 from actors.owner import Owned, Surroundings, take_ownership
 from actors.principals import Principals
+from actors.ray_shard import RaySourceLog
 from actors.replicator import Peer
 from actors.shard import Shard
+from actors.shard_handle import Started
 from actors.warm_up import warm_up
 from cluster.access import read_secret
 from cluster.config import Config
 from cluster.errors import Unavailable
 from cluster.keys import KeyRange
-
-SOURCE_S = 30.0
 
 LOG = logging.getLogger("onehop.actors")
 
@@ -59,35 +57,6 @@ COMPACT_RETRY_S = 60.0
 # Events applied in one turn of a warm start; more would keep requests waiting over 10 ms.
 LOAD_EVENTS_MAX = 20_000
 LOAD_PROFILES_MAX = 1000
-
-
-def shard_actor_name(shard_id: str) -> str:
-    """Ray's name of a shard's actor."""
-    return f"onehop-shard-{shard_id}"
-
-
-class RaySourceLog:
-    """A `SourceLog` over the actor of a shard."""
-
-    def __init__(self, shard_id: str) -> None:
-        self._name = shard_actor_name(shard_id)
-
-    async def begin(self, handoff: str) -> Begun:
-        return Begun(*await self._ask("hand_out", handoff))
-
-    async def read(self, name: str, offset: int, size: int) -> bytes:
-        piece: bytes = await self._ask("log_piece", name, offset, size)
-        return piece
-
-    async def tail(self, next_seq: int) -> Tail:
-        return Tail(*await self._ask("log_tail", next_seq))
-
-    async def _ask(self, method: str, *args: Any) -> Any:
-        try:
-            actor: Any = ray.get_actor(self._name, NAMESPACE)
-        except ValueError:
-            raise Unavailable(f"there is no {self._name}") from None
-        return await reach(getattr(actor, method).remote(*args), SOURCE_S)
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)
@@ -154,7 +123,7 @@ class ShardActor:
             self.outgoing = Outgoing(
                 self.shard,
                 self.endpoint,
-                self._folder(),
+                self.folder.path,
                 self.folder.copy_id,
                 self.owned.replicator,
                 store_of(self.config),
@@ -403,7 +372,7 @@ class ShardActor:
 
     async def _compact(self) -> None:
         """Let a process of its own turn sealed segments into a snapshot, then delete them."""
-        folder = self._folder()
+        folder = self.folder.path
         while self.shard.journal is not None:
             await asyncio.sleep(COMPACT_S)
             try:
@@ -420,7 +389,7 @@ class ShardActor:
         if not self.config.archive_uri or self.shard.journal is None:
             return
         scope = f"shards/{self.shard.shard_id}"
-        folder, data_path = self._folder(), self.config.data_path
+        folder, data_path = self.folder.path, self.config.data_path
         store = await asyncio.to_thread(Store, self.config.archive_uri)
         before_s = min(RESTORE_S, self.config.erase_within_s / 4)
         self.shard.archive = archive = Archive(store, scope, data_path, before_s)
@@ -429,6 +398,3 @@ class ShardActor:
             epoch = self.shard.journal.epoch
             await asyncio.to_thread(archive.try_step, epoch, partial(shard_state, folder))
             await asyncio.sleep(self.config.archive_s)
-
-    def _folder(self) -> Path:
-        return self.folder.path

@@ -13,13 +13,14 @@ import pytest
 from actors.books import Books
 from actors.budget_desk import Standing
 from actors.catalogue import Catalogue, CatalogueDump
-from actors.coordinator import Coordinator, ShardHandle, Started
+from actors.coordinator import Coordinator
 from actors.custody import Custody, Place, Pulse
 from actors.documents import Documents, Stored
 from actors.epoch_store import FileEpochStore
 from actors.kinds import KINDS
 from actors.messages import Item
 from actors.replicator import Peer
+from actors.shard_handle import ShardHandle, Started
 from actors.wal import WalCorrupt
 from cluster.config import Config
 from cluster.errors import ReadOnly, RequestError, Unavailable
@@ -183,7 +184,7 @@ def test_a_new_coordinator_learns_the_documents_of_shards_that_outlived_the_old(
             assert heir.documents.get("t", "holdouts", "h", None).version == second.version
             assert behind.documents("t").version("holdouts", "h") == second.version
         finally:
-            for task in heir._supervisors.values():
+            for task in heir.supervision._tasks.values():
                 task.cancel()
 
     with_coordinator(act)
