@@ -108,7 +108,8 @@ class CoordinatorActor:
         await self.coordinator.start()
         await self._on_shards(self.coordinator.names)
         if self.custody is not None:
-            self.cleaning = asyncio.create_task(self.custody.clean_gone(self.coordinator.names))
+            cleaning = self.custody.clean_gone(lambda: self.coordinator.names)
+            self.cleaning = asyncio.create_task(cleaning)
         self.advising = asyncio.create_task(self._advise())
         if self.config.archive_uri and self.config.durability != "memory":
             self.archiver = asyncio.create_task(self._archive())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 import msgspec
@@ -32,6 +32,8 @@ CANDIDATE_S = 120.0
 CLEAN_S = 600.0
 """Between two looks for copies that nobody needs: a node may come back with one, and with people in
 it who were erased since."""
+CLEAN_TRIES = 10
+CLEAN_PAUSE_S = 1.0
 OWN_TRIES = 2
 """Starts of the owner's copy that may fail before its backup takes over."""
 
@@ -298,19 +300,30 @@ class Custody:
         host, port = await self.nodes.follow(copy.node_id, shard_id, copy.copy_id, epoch)
         return Peer(copy, host, port)
 
-    async def clean_gone(self, living: Collection[str]) -> None:
-        """Remove copies of shards that the table names no more, `living` ones aside."""
+    async def clean_gone(self, living: Callable[[], Collection[str]]) -> None:
+        """Remove copies of shards that the table names no more, `living` ones aside. Those whose
+        processes are still about to end are looked at again."""
+        for _ in range(CLEAN_TRIES):
+            if not await self._remove_gone(living()):
+                return
+            await asyncio.sleep(CLEAN_PAUSE_S)
+
+    async def _remove_gone(self, living: Collection[str]) -> int:
+        """Returns how many copies there were to be removed."""
         table = await self.read()
         assert table is not None
         named = {claim.shard_id for claim in table.claims} | set(living)
+        found = 0
         for node_id in self.nodes.alive():
             try:
                 for copy in await self.nodes.copies(node_id):
                     if copy.shard_id not in named:
+                        found += 1
                         LOG.info("copy %s of shard %s is removed", copy.copy_id, copy.shard_id)
                         await self.nodes.remove(node_id, copy.shard_id, copy.copy_id)
             except OnehopError as error:
                 LOG.warning("copies on node %s are not cleaned up: %s", node_id, error)
+        return found
 
     async def _clean(self, shard_id: str) -> None:
         """Remove copies that no claim names and no swap under way may name: one that was made for

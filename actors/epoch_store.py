@@ -102,19 +102,13 @@ def check_folder(config: Config) -> Table | None:
         return None
     table = FileEpochStore(config).read_now()[1]
     layout = old_layout(config) if table is None else None
-    if table is not None:
-        wanted = {"shards": len(table.claims), "ring_events_max": table.ring_events_max}
-    elif layout is not None:
-        wanted = {"shards": layout.shards, "ring_events_max": layout.ring_events_max}
-    else:
-        return None
-    for name, value in wanted.items():
-        got = getattr(config, name)
-        if got != value:
-            raise ConfigError(
-                f"{name} must stay {value} for the data in {config.data_path}, "
-                f"got {got}; change it back or name another data_dir"
-            )
+    kept = table or layout
+    if kept is not None and kept.ring_events_max != config.ring_events_max:
+        raise ConfigError(
+            f"ring_events_max must stay {kept.ring_events_max} for the data in "
+            f"{config.data_path}, got {config.ring_events_max}; change it back or name another "
+            "data_dir"
+        )
     return table
 
 

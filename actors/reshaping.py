@@ -261,7 +261,7 @@ class Reshaper:
             self._leaving -= set(state.sources)
         try:
             await self._on_shards(self._coordinator.names)
-            await self._custody.clean_gone(self._coordinator.names)
+            await self._custody.clean_gone(lambda: self._coordinator.names)
         except OnehopError as error:
             LOG.warning("not all is cleaned up after reshape %s: %s", state.id, error)
 

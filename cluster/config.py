@@ -52,7 +52,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     # Size.
     shards: Annotated[int, Meta(ge=1, le=1024)] = 2
-    """Actors that own a key range each, in a new `data_dir`; the plan leaves no fewer."""
+    """Actors that own a key range each, in a new `data_dir`; later ones are split and merged, and
+    the plan leaves no fewer."""
     gateways: Annotated[int, Meta(ge=1, le=256)] = 1
     """Processes that take HTTP."""
     gateways_max: Annotated[int, Meta(ge=0, le=256)] = 0

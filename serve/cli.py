@@ -162,7 +162,7 @@ def _warm_up(config: Config, cluster: Cluster) -> None:
 
 def _welcome(config: Config, cluster: Cluster) -> str:
     """What `up` says once everything answers: address, keys, a call to try."""
-    lines = [f"onehop is up at {cluster.address} with {config.shards} shards; Ctrl-C ends it."]
+    lines = [f"onehop is up at {cluster.address} with {cluster.shards} shards; Ctrl-C ends it."]
     header = ""
     if cluster.keys is None:
         lines.append(f"Keys are those of {config.keys_path}.")

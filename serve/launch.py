@@ -30,6 +30,7 @@ from actors.archive import Store
 from actors.epoch_store import check_folder
 from cluster.config import Config
 from cluster.errors import ConfigError, OnehopError, Unavailable
+from cluster.partition_map import decode_map
 from serve.auth import PlainKeys, ensure_keys, ensure_secret
 from serve.haproxy_shim import write_shim
 from serve.processes import Process, adopt_orphans, alive, descendants, end, name_of
@@ -72,6 +73,8 @@ class Cluster:
         self.address = f"http://{f'[{host}]' if ':' in host else host}:{config.port}"
         self.keys = keys
         self.coordinator = coordinator
+        self.shards = 0
+        """How many there are once it serves: the table's number, if it was split or merged."""
         self.serving = False
         """Set once it has served; what has not needs no saving."""
         self._run_dir = run_dir
@@ -327,7 +330,7 @@ def _start(config: Config, cluster: Cluster) -> None:
     )
     check_port(config)
     try:
-        ray.get(shards_up)
+        cluster.shards = len(decode_map(ray.get(shards_up)).owners)
     except RayTaskError as error:
         # Ours says what to do; Ray's would bury it in the traces of three processes.
         if isinstance(error.cause, OnehopError):

@@ -48,8 +48,16 @@ def kept() -> Path:
 
 
 @pytest.fixture(scope="session")
-def onehop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Onehop]:
-    """Two shards and a gateway behind HAProxy; every test leaves it serving."""
+def _shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Onehop]:
+    """Two shards and a gateway behind HAProxy."""
     with Onehop(tmp_path_factory.mktemp("faults"), **SMALL) as running:
         put_item(running)
         yield running
+
+
+@pytest.fixture
+def onehop(_shared: Onehop) -> Onehop:
+    """What the tests share; one that fails and leaves it dead does not cost the others."""
+    if not _shared.running():
+        _shared.start()
+    return _shared

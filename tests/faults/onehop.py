@@ -90,6 +90,9 @@ class Onehop:
                 raise RuntimeError(f"onehop did not start:\n{printed}")
             time.sleep(POLL_S)
 
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
     def wait_served(self, starts: int) -> None:
         """Wait until it said for the `starts`th time that it is up. Raises TimeoutError."""
         deadline = time.monotonic() + START_S

@@ -389,16 +389,16 @@ def test_up_refuses_another_host_without_keys_and_a_taken_port(run: Run, tmp_pat
     assert f"port {port}" in err
 
 
-def test_up_refuses_another_number_of_shards_in_one_line_before_it_starts_anything(
+def test_up_refuses_rings_of_another_size_in_one_line_before_it_starts_anything(
     run: Run, tmp_path: Path
 ) -> None:
     (tmp_path / "shards").mkdir()
-    layout = Layout(shards=2, ring_events_max=50, epoch=5)
+    layout = Layout(shards=2, ring_events_max=20, epoch=5)
     (tmp_path / "shards" / "layout.json").write_bytes(msgspec.json.encode(layout))
     before = sorted(tmp_path.rglob("*"))
-    code, _, told = run("up", "--port", "0", "--shards", "3", "--data-dir", str(tmp_path))
+    code, _, told = run("up", "--port", "0", "--data-dir", str(tmp_path))
     assert code == 2
-    assert told.splitlines()[-1].startswith("onehop: shards must stay 2 for the data in")
-    assert "got 3" in told
+    assert told.splitlines()[-1].startswith("onehop: ring_events_max must stay 20 for the data in")
+    assert "got 50" in told
     assert "Traceback" not in told
     assert sorted(tmp_path.rglob("*")) == before
