@@ -166,11 +166,16 @@ GROUPS: dict[str, Callable[[float], list[Row]]] = {
 
 
 def ratios(rows: list[Row]) -> dict[str, float]:
-    """cpu_8/cpu_1, as far as it was measured, and the worst p99_ratio of a handoff."""
+    """cpu_8/cpu_1, as far as it was measured, and the worst p99_ratio of a handoff.
+
+    cpu_8/cpu_1        eight shards have eight times the load of one, each as much as the other
+    cpu_8/cpu_1_fixed  they have the same load in all, an eighth each
+    """
     found = {}
-    cpu = {row["shards"]: row["owner_cpu_us"] for row in rows if "owner_cpu_us" in row}
-    if {1, 8} <= cpu.keys():
-        found["cpu_8/cpu_1"] = round(cpu[8] / cpu[1], 3)
+    for name, load in (("cpu_8/cpu_1", "grows"), ("cpu_8/cpu_1_fixed", "stays")):
+        cpu = {row["shards"]: row["owner_cpu_us"] for row in rows if row.get("load") == load}
+        if {1, 8} <= cpu.keys():
+            found[name] = round(cpu[8] / cpu[1], 3)
     moved = [row["p99_ratio"] for row in rows if row["arm"] in ("split", "move", "merge")]
     if moved:
         found["p99_ratio"] = max(moved)

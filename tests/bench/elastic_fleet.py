@@ -27,6 +27,7 @@ from tests.bench.warm_start_data import write_events
 
 RATE = 400.0
 CPU_RATE = 800.0
+"""Of all shards together, or of each times eight."""
 SETTLE_S = 170.0
 QUIET_S = 80.0
 ITEMS = 400
@@ -192,7 +193,8 @@ async def join_and_drain(fleet: Fleet, seconds: float) -> list[Row]:
 
 
 async def cpu_by_shards(fleet: Fleet, seconds: float) -> list[Row]:
-    """CPU of the owners per request, from 1 to 8 shards that were split live.
+    """CPU of the owners per request, from 1 to 8 shards that were split live: once with a load that
+    grows as they do, once with one that stays.
 
     idle_cpu      cores that all of them use while nobody asks: heartbeats, learning, Ray
     owner_cpu_us  what a request costs beyond that
@@ -207,6 +209,7 @@ async def cpu_by_shards(fleet: Fleet, seconds: float) -> list[Row]:
         idle_s, _ = await _grown(fleet, seconds)
 
         async def measure(idle_s: float = idle_s) -> Row:
+            await asyncio.sleep(1.0)
             cpu_s, requests = await _grown(fleet, seconds)
             return {
                 "owner_cpu_us": round((cpu_s - idle_s) / requests * 1e6, 1),
@@ -215,8 +218,10 @@ async def cpu_by_shards(fleet: Fleet, seconds: float) -> list[Row]:
                 "owner_rps": round(requests / seconds),
             }
 
-        row = await changed(f"{shards} shards", *fleet.where, CPU_RATE, seconds, measure)
-        rows.append(row | {"shards": shards})
+        for load, rate in (("grows", CPU_RATE * shards / 8), ("stays", CPU_RATE)):
+            name = f"{shards} shards, load {load}"
+            row = await changed(name, *fleet.where, rate, 2.0, measure)
+            rows.append(row | {"shards": shards, "load": load})
     return rows
 
 
