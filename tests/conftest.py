@@ -14,6 +14,15 @@ if TYPE_CHECKING:
     from serve.launch import Cluster
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several workers (`make test`), whoever shares a running onehop shares a worker."""
+    for item in items:
+        for group in ("faults", "cluster"):
+            if item.get_closest_marker(group) is not None:
+                item.add_marker(pytest.mark.xdist_group(group))
+                break
+
+
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Two shards and one gateway behind HAProxy, on free ports of loopback, with keys.

@@ -1,7 +1,6 @@
-"""A shard against a dict: any order of requests, refusals, erasures, evictions and restarts.
+"""A shard against a dict: any order of requests, refusals, erasures, evictions, restarts and moves.
 
-`HYPOTHESIS=nightly` runs 500 lives of 50 steps, otherwise it is a few; either prints how to repeat
-a failure.
+500 lives of 50 steps, with `HYPOTHESIS=nightly` 20,000; either prints how to repeat a failure.
 """
 
 from __future__ import annotations
@@ -22,11 +21,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from actors.compact import compact
 from actors.erasure import KEEP_S
+from actors.extraction import take_range
+from actors.incoming import FIRST_SEQ
 from actors.journal import Journal
 from actors.people import Caller, person_key
 from actors.records import Evicted, Purging
 from actors.recovery import drop_superfluous, recover
 from actors.shard import Shard
+from actors.snapshot import write_snapshot
+from actors.wal import End
 from cluster.config import Config
 from cluster.frames import Op
 from cluster.keys import HASH_SPACE, KeyRange
@@ -35,6 +38,7 @@ NIGHTLY = os.environ.get("HYPOTHESIS") == "nightly"
 NOW_S = 1_790_000_000
 SERVER = Caller("s", "default")
 CONFIG = Config(profiles_max=1024, profile_bytes_max=1 << 22, items_max=64, profile_ttl_s=5_000_000)
+EVERYTHING = KeyRange(0, HASH_SPACE)
 PEOPLE = st.sampled_from([f"u{number}" for number in range(6)])
 IDS = st.one_of(st.none(), st.sampled_from([f"m{number}" for number in range(12)]))
 NAMES = ("Searched", "Item Viewed", "mine", "Item Purchased")
@@ -86,17 +90,14 @@ class ShardAgainstDict(RuleBasedStateMachine):
         self.people: dict[str, Person] = {}
         self.answers: dict[str, tuple[int, bytes, Any]] = {}
         self.erased: dict[str, int] = {}
-        self.shard = self.started()
+        self.start()
 
-    def started(self) -> Shard:
-        shard = Shard("0", KeyRange(0, HASH_SPACE), CONFIG, now=lambda: self.now_s)
+    def start(self) -> None:
+        self.shard = Shard("0", EVERYTHING, CONFIG, now=lambda: self.now_s)
+        self.runner.run(self.logging(recover(self.shard, self.folder)))
 
-        async def start() -> None:
-            end = recover(shard, self.folder)
-            shard.journal = Journal(self.folder, end, self.failed, segment_bytes=1 << 14)
-
-        self.runner.run(start())
-        return shard
+    async def logging(self, end: End) -> None:
+        self.shard.journal = Journal(self.folder, end, self.failed, segment_bytes=1 << 14)
 
     def failed(self, error: OSError) -> None:
         raise AssertionError(error)
@@ -231,8 +232,35 @@ class ShardAgainstDict(RuleBasedStateMachine):
         if snapshot and compact(self.folder, CONFIG) is not None:
             drop_superfluous(self.folder)
         journal.close()
-        self.shard = self.started()
+        self.start()
         self.shard.store.check()
+
+    @rule(cut=st.floats(0.05, 0.95), merges=st.booleans())
+    def hand_over(self, cut: float, merges: bool) -> None:
+        """The keys move to a successor, or to two that are merged again, each with files of its
+        own."""
+        sources = [self.shard]
+        if merges:
+            edge = int(cut * HASH_SPACE)
+            halves = (KeyRange(0, edge), KeyRange(edge, HASH_SPACE))
+            sources = [self.successor(half, sources) for half in halves]
+            assert sum(len(source.store) for source in sources) == len(self.people)
+        folder = Path(tempfile.mkdtemp(prefix="shard-model-"))
+        whole = self.successor(EVERYTHING, sources)
+        end = End(FIRST_SEQ, 1, None, 0, 0)
+        write_snapshot(whole, folder, end)
+        assert self.shard.journal is not None
+        self.shard.journal.close()
+        shutil.rmtree(self.folder)
+        self.shard, self.folder = whole, folder
+        self.runner.run(self.logging(end))
+        self.shard.store.check()
+
+    def successor(self, key_range: KeyRange, sources: list[Shard]) -> Shard:
+        target = Shard("0", key_range, CONFIG, now=lambda: self.now_s)
+        for source in sources:
+            take_range(target, source, source.key_range.start in key_range)
+        return target
 
     @invariant()
     def holds_what_the_model_holds(self) -> None:
@@ -252,11 +280,11 @@ class ShardAgainstDict(RuleBasedStateMachine):
 
 
 ShardAgainstDict.TestCase.settings = settings(
-    max_examples=500 if NIGHTLY else 60,
+    max_examples=20_000 if NIGHTLY else 500,
     stateful_step_count=50,
     deadline=None,
     suppress_health_check=list(HealthCheck),
     print_blob=True,
 )
 TestShard = ShardAgainstDict.TestCase
-TestShard.pytestmark = [pytest.mark.timeout(7200 if NIGHTLY else 300)]  # type: ignore[attr-defined]
+TestShard.pytestmark = [pytest.mark.timeout(14_400 if NIGHTLY else 600)]  # type: ignore[attr-defined]

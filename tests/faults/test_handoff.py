@@ -91,11 +91,11 @@ def merge_to_two(onehop: Onehop) -> None:
 @pytest.mark.parametrize(
     ("victim", "number", "rounds"),
     [
-        (source, signal.SIGKILL, 1),
-        (source, signal.SIGSTOP, 1),
-        (target, signal.SIGKILL, 2),
-        (coordinator, signal.SIGKILL, 2),
-        (gateway, signal.SIGKILL, 1),
+        (source, signal.SIGKILL, 4),
+        (source, signal.SIGSTOP, 2),
+        (target, signal.SIGKILL, 4),
+        (coordinator, signal.SIGKILL, 4),
+        (gateway, signal.SIGKILL, 3),
     ],
     ids=["source", "source stopped", "target", "coordinator", "gateway"],
 )
@@ -134,14 +134,15 @@ def test_all_is_there_after_everything_was_killed_while_ranges_moved(
 ) -> None:
     generator = random.Random(6)
     with new_load(onehop, seed=6) as load:
-        load.wait_answers(AGAIN)
-        first = owners(onehop)[0]["shardId"]
-        onehop.call("POST", f"/v1/shards/{first}:split", {})
-        time.sleep(generator.uniform(1.0, 4.0))
-        onehop.kill()
-        onehop.start()
-        load.wait_answers(AGAIN)
-    merge_to_two(onehop)
+        for _ in range(3):
+            load.wait_answers(AGAIN)
+            first = owners(onehop)[0]["shardId"]
+            onehop.call("POST", f"/v1/shards/{first}:split", {})
+            time.sleep(generator.uniform(1.0, 4.0))
+            onehop.kill()
+            onehop.start()
+            load.wait_answers(AGAIN)
+            merge_to_two(onehop)
     for one in (*moved, load):
         judge(one, kept)
     folders = {path.name for path in (onehop.data / "shards").iterdir() if path.is_dir()}

@@ -27,7 +27,7 @@ def test_a_disk_error_ends_the_owner_before_it_acknowledges(
     onehop: Onehop, kept: Path, call: str
 ) -> None:
     with new_load(onehop, seed=50) as load:
-        for _ in range(3):
+        for _ in range(5):
             load.wait_answers(20)
             victim = onehop.wait_named(SHARD, 2)[0]
             with failing(victim.pid, call):
@@ -60,7 +60,7 @@ def test_a_full_disk_makes_read_only_and_room_makes_writable_again(
         put_item(onehop)
         ballast = onehop.data / "ballast"
         with new_load(onehop, seed=60) as load:
-            for _ in range(4):
+            for _ in range(5):
                 load.wait_answers(50)
                 _fill(ballast)
                 _wait_refusing(onehop)
