@@ -38,9 +38,10 @@ def compact(folder: Path, config: Config) -> Path | None:
     try:
         for unfinished in folder.glob("snap-*.tmp"):
             unfinished.unlink()
-        *sealed, active = segments(folder)
-        if not sealed:
+        found = segments(folder)
+        if len(found) < 2:  # None at all: the copy was lost with its disk meanwhile.
             return None
+        *sealed, active = found
         state = ShardState("compact", KeyRange(0, HASH_SPACE), config, learns=False)
         end = replay(state, folder, sealed)
         if end.next_seq != first_seq_of(active):

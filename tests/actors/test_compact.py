@@ -137,3 +137,8 @@ def test_a_snapshot_is_readable_by_its_owner_only(tmp_path: Path) -> None:
     path = compact(tmp_path, CONFIG)
     assert path is not None
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_of_a_copy_that_was_lost_meanwhile_nothing_is_made(tmp_path: Path) -> None:
+    assert compact(tmp_path, CONFIG) is None
+    assert snapshots(tmp_path) == []

@@ -155,7 +155,7 @@ def test_shards_that_merge_believe_what_one_that_saw_all_believes():
             alone = one.explain(policy, context, FIVE, index)
             merged = shards[index % 4].explain(policy, context, FIVE, index)
             doubt = alone.pop("uncertainty")
-            assert merged.pop("uncertainty") == pytest.approx(doubt, rel=0.05)
+            assert merged.pop("uncertainty") == pytest.approx(doubt, rel=0.07)
             assert abs(sum(merged.values()) - sum(alone.values())) < 0.75 * doubt
     for arm in FIVE.hashes:
         at = 2 * belief.counts_slot(policy.salt, arm)
