@@ -85,7 +85,7 @@ def take_range(target: ShardState, source: ShardState, heir: bool) -> Numbers:
             decisions.close(one)
     theirs = source.rewards.decisions
     decisions.note_dropped(theirs.dropped, theirs.dropped_s)
-    target.loaded |= source.loaded
+    target.loads.applied |= source.loads.applied
     return numbers
 
 

@@ -52,7 +52,7 @@ def survey(source: Source, group: int) -> Survey:
 def read_events(
     plan: ReadPlan, source: Source, group: int, lookup: Lookup, starts: NDArray[np.uint64]
 ) -> Iterator[Batch]:
-    """The batches of one row group of events; a chunk is what `Shard.load_events` takes."""
+    """The batches of one row group of events; a chunk is what `Loads.events` takes."""
     # Arrays that come from shared memory are read-only, for which kernels would be compiled anew.
     lookup = lookup._replace(event_numbers=lookup.event_numbers.copy())
     rows = EventRows(source, plan.tenant, lookup, starts.copy(), plan.latest_s)
@@ -65,7 +65,7 @@ def read_events(
 def read_profiles(
     plan: ReadPlan, source: Source, group: int, starts: NDArray[np.uint64]
 ) -> Iterator[Batch]:
-    """The batches of one row group of profiles; a chunk is what `Shard.load_profiles` takes."""
+    """The batches of one row group of profiles; a chunk is what `Loads.profiles` takes."""
     columns = [*source.columns.values(), *source.extra]
     for first, batch in batches(source, group, columns):
         chunks, (rejected, samples) = profile_chunks(source, first, batch, plan.tenant, starts)

@@ -281,9 +281,9 @@ class ShardActor:
             part = {name: column[start : start + LOAD_EVENTS_MAX] for name, column in chunk.items()}
             self.shard.evictor.step()
             # A part has a token of its own: a crash may leave a chunk half applied.
-            self.shard.load_events(f"{token}/{start}", tenant, part)
+            self.shard.loads.events(f"{token}/{start}", tenant, part)
             await asyncio.sleep(0)
-        self.shard.mark_loaded(token, count)
+        self.shard.loads.mark(token, count)
         await self._sync()
         return count
 
@@ -294,17 +294,17 @@ class ShardActor:
             part = {
                 name: column[start : start + LOAD_PROFILES_MAX] for name, column in chunk.items()
             }
-            self.shard.load_profiles(
+            self.shard.loads.profiles(
                 f"{token}/{start}", tenant, part["key_hi"], part["key_lo"], part["traits"]
             )
             await asyncio.sleep(0)
-        self.shard.mark_loaded(token, count)
+        self.shard.loads.mark(token, count)
         await self._sync()
         return count
 
     async def load_tokens(self, prefix: str) -> list[str]:
         """The tokens with this prefix whose chunks were applied, once they are durable."""
-        tokens = [token for token in self.shard.loaded if token.startswith(prefix)]
+        tokens = [token for token in self.shard.loads.applied if token.startswith(prefix)]
         await self._sync()
         return tokens
 

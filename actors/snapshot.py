@@ -107,7 +107,7 @@ def write_snapshot(state: ShardState, folder: Path, end: End) -> Path:
             )
             for name, tenant in state.tenants.items()
         },
-        state.loaded,
+        state.loads.applied,
         state.dedupe.entries(),
         state.decisions.entries(),
         [_Array(name, 0, array.nbytes, _crc(array)) for name, array in arrays.items()],
@@ -190,7 +190,7 @@ def read_snapshot(path: Path, state: ShardState) -> End:
         tenant.books = kept.books
         for event_name in kept.event_names:
             tenant.event_types.number(event_name)
-    state.loaded.update(meta.loaded)
+    state.loads.applied.update(meta.loaded)
     state.swept_to = meta.swept_to
     state.dedupe.dropped_s = meta.dedupe_dropped_s
     for tenant_name, message_id, answered in meta.answered:

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import suppress
 from time import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from actors import events, records
 from actors import store_kernels as kernels
@@ -26,9 +24,9 @@ from actors.erasure import Tombstones
 from actors.eviction import evicted_rows
 from actors.journal import Journal
 from actors.ledger import OpenLedger, unpack
+from actors.loads import Loads
 from actors.messages import Item
 from actors.outbox import Contacted, Outbox
-from actors.profile import merge_traits
 from actors.recent import Answered, DecisionLog, DecisionRecord, DedupeWindow
 from actors.records import (
     Activated,
@@ -53,15 +51,13 @@ from actors.records import (
     Rewarded,
     Seeded,
     Swept,
-    pack_columns,
-    unpack_columns,
 )
 from actors.rewards import Rewards
 from actors.store import ProfileStore
 from actors.tenant import Tenant
 from actors.timers import Due, Timers
 from cluster.config import Config
-from cluster.errors import ReadOnly, RequestError, StoreFull
+from cluster.errors import ReadOnly, RequestError
 from cluster.keys import KeyRange
 
 if TYPE_CHECKING:
@@ -70,9 +66,6 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("onehop.actors")
 
 DISK_FULL = "the disk is full; only reads are served until there is room"
-
-LOADED_MAX = 200_000
-"""Chunks of warm starts that are remembered: of 20,000 events each, four billion of one shard."""
 
 
 class ShardState:
@@ -109,6 +102,7 @@ class ShardState:
         self.decisions = DecisionLog(config.decisions_bytes_max)
         self.tombstones = Tombstones(config.erasures_max)
         self.rewards = Rewards(self, config.open_decisions_bytes_max)
+        self.loads = Loads(self)
         self.outbox = Outbox(config.outbox_bytes_max)
         self.timers = Timers(config.timers_max)
         """Found again in the ledgers after a recovery; records only change the ledgers."""
@@ -126,8 +120,6 @@ class ShardState:
         """How the backup does, where one may be."""
         self.archive: Archive | None = None
         """Set where there is one; it copies what the journal has written."""
-        self.loaded: dict[str, int] = {}
-        """Warm-start chunks that were applied, and how many rows each had."""
 
     def tenant(self, name: str) -> Tenant:
         """The state of a tenant, made when it is first named."""
@@ -364,83 +356,6 @@ class ShardState:
             self.tenant(tenant_name).catalogue.take_down(item_id)
         self.log(Catalogued(tenant_name, b"[]", ids))
 
-    def load_events(self, token: str, tenant_name: str, chunk: dict[str, NDArray[Any]]) -> int:
-        """Apply many events at once, in order, once per token. Returns how many.
-
-        chunk  columns as in `records.COLUMNS`, in this shard's range; item -1 = none
-        Raises ReadOnly while the disk is full; StoreFull if not all fit: those that did stay,
-        here and in the log.
-        """
-        if token not in self.loaded:
-            tenant = self.tenant(tenant_name)
-            self.check_disk()
-            chunk = self.tombstones.kept(chunk)
-            # Logged first: a chunk that fits in part is applied in the same part by replay.
-            self.log(Loaded(tenant_name, token, pack_columns(chunk)))
-            self.mark_loaded(token, len(chunk["item"]))
-            self._load_events(tenant, chunk)
-        return self.loaded[token]
-
-    def _load_events(self, tenant: Tenant, chunk: dict[str, NDArray[Any]]) -> None:
-        rows = self.store.ensure_many(chunk["key_hi"], chunk["key_lo"], chunk["time"])
-        self.store.apply_many(
-            rows,
-            chunk["item"],
-            chunk["type"],
-            chunk["value"],
-            chunk["time"],
-            tenant.catalogue.attribute_ids,
-        )
-        acted = (chunk["item"] >= 0) & (chunk["type"] != events.IMPRESSION)
-        if not acted.all():
-            rows, chunk = rows[acted], {name: column[acted] for name, column in chunk.items()}
-        items, kinds = chunk["item"], chunk["type"]
-        if self.learns:
-            tenant.engine.learn_batch(rows, items, kinds, chunk["value"], chunk["time"])
-        if tenant.catalogue.embeddings is not None:
-            self.store.blend_many(rows, items, kinds, tenant.catalogue.embeddings)
-
-    def load_profiles(
-        self,
-        token: str,
-        tenant_name: str,
-        key_hi: NDArray[np.int64],
-        key_lo: NDArray[np.int64],
-        traits: list[bytes],
-    ) -> int:
-        """Merge traits (JSON objects) into many profiles, once per token. Returns how many.
-
-        Raises RequestError if some can't be merged, ReadOnly while the disk is full, and changes
-        nothing then; StoreFull if not all fit: those that did stay, here and in the log.
-        """
-        if token not in self.loaded:
-            live = self.tombstones.kept(
-                {"key_hi": key_hi, "key_lo": key_lo, "at": np.arange(len(traits))}
-            )
-            key_hi, key_lo = live["key_hi"], live["key_lo"]
-            traits = [traits[at] for at in live["at"].tolist()]
-            raw = np.stack([key_hi, key_lo], axis=1).astype(">i8").tobytes()
-            keys = [raw[at : at + 16] for at in range(0, len(raw), 16)]
-            self.tenant(tenant_name)
-            self.check_disk()
-            merged: list[bytes] = []
-            latest: dict[bytes, bytes] = {}
-            for key, document in zip(keys, traits, strict=True):
-                row = self.store.find(key)
-                stored = latest.get(key, self.store.traits(row) if row >= 0 else b"")
-                latest[key] = merge_traits(stored, msgspec.json.decode(document))
-                merged.append(latest[key])
-            record = LoadedTraits(tenant_name, token, int(self.now()), keys, merged)
-            self.log(record)
-            self._load_traits(record)
-        return self.loaded[token]
-
-    def mark_loaded(self, token: str, count: int) -> None:
-        """Remember that a warm start's chunk was applied; the oldest is forgotten for it."""
-        self.loaded[token] = count
-        while len(self.loaded) > LOADED_MAX:
-            del self.loaded[next(iter(self.loaded))]
-
     def check_disk(self) -> None:
         """Raises ReadOnly if nothing may change now.
 
@@ -448,11 +363,6 @@ class ShardState:
         """
         if self.journal is not None and not self.journal.has_room:
             raise ReadOnly(DISK_FULL)
-
-    def _load_traits(self, record: LoadedTraits) -> None:
-        self.mark_loaded(record.token, len(record.keys))
-        for key, traits in zip(record.keys, record.traits, strict=True):
-            self.set_traits(key, record.now_s, traits)
 
     def replay(self, record: records.AnyRecord) -> None:
         """Do again what a record of this shard's log says."""
@@ -515,9 +425,6 @@ class ShardState:
                 self.put_items(record.tenant, record.items)
                 self.take_down(record.tenant, record.taken_down)
             case Loaded():
-                self.mark_loaded(record.token, len(record.columns[0]) // 8)
-                with suppress(StoreFull):
-                    self._load_events(self.tenant(record.tenant), unpack_columns(record.columns))
+                self.loads.again(record)
             case LoadedTraits():
-                with suppress(StoreFull):
-                    self._load_traits(record)
+                self.loads.again_traits(record)

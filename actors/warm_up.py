@@ -67,9 +67,9 @@ def warm_up(config: Config) -> None:
         "value": np.zeros(2, np.float32),
         "time": np.full(2, 1_700_000_000, np.uint32),
     }
-    shard.load_events("chunk", "warm-up", chunk)
+    shard.loads.events("chunk", "warm-up", chunk)
     # Columns from the object store and from the log are read-only: another type to numba.
-    shard.load_events("read-only chunk", "warm-up", unpack_columns(pack_columns(chunk)))
+    shard.loads.events("read-only chunk", "warm-up", unpack_columns(pack_columns(chunk)))
     engine = shard.tenant("warm-up").engine
     engine.consolidate()
     engine.tune()

@@ -91,7 +91,7 @@ def test_everything_is_read_only_on_a_full_disk_and_goes_on_when_there_is_room(
             assert (status, b"disk is full" in answer) == (503, True)
         for change in (
             lambda: shard.check_disk(),
-            lambda: shard.load_events("t", "default", column),
+            lambda: shard.loads.events("t", "default", column),
         ):
             with pytest.raises(ReadOnly):
                 change()

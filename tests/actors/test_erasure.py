@@ -120,12 +120,12 @@ def test_an_import_does_not_bring_back_who_was_erased() -> None:
     people = ["ada", "bob", "ada", "carol"]
     times_s = [NOW_S - 50, NOW_S - 50, NOW_S + 50, NOW_S - 50]
     chunk = columns(times_s, people)
-    assert shard.load_events("t", "default", chunk) == 3
+    assert shard.loads.events("t", "default", chunk) == 3
     row = shard.store.find(person_key(SERVER, "ada", None))
     assert int(shard.store.rows["events_total"][row]) == 1
     assert int(shard.store.rows["first_seen"][row]) == NOW_S + 50
     traits = [b'{"n":%d}' % number for number in range(4)]
-    count = shard.load_profiles("p", "default", chunk["key_hi"], chunk["key_lo"], traits)
+    count = shard.loads.profiles("p", "default", chunk["key_hi"], chunk["key_lo"], traits)
     assert count == 2
     assert shard.store.traits(row) == b""
     assert shard.store.traits(shard.store.find(person_key(SERVER, "carol", None))) == b'{"n":3}'
@@ -184,12 +184,12 @@ def test_every_byte_of_the_person_leaves_the_files_in_time(tmp_path: Path) -> No
 
 
 def test_chunks_of_warm_starts_are_remembered_in_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actors.state.LOADED_MAX", 3)
+    monkeypatch.setattr("actors.loads.LOADED_MAX", 3)
     shard, journal = new_shard(), ListJournal()
     shard.journal = journal  # type: ignore[assignment]
     for number in range(5):
-        shard.load_events(f"t{number}", "default", columns([NOW_S], ["bob"]))
-    assert list(shard.loaded) == ["t2", "t3", "t4"]
+        shard.loads.events(f"t{number}", "default", columns([NOW_S], ["bob"]))
+    assert list(shard.loads.applied) == ["t2", "t3", "t4"]
     again = new_shard()
     for record in journal.records:
         again.replay(records.decode(record))

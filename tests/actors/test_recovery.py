@@ -65,7 +65,7 @@ def contents(shard: Shard) -> dict[str, Any]:
         "dedupe": dict(shard.dedupe._answered),
         "decisions": dict(shard.decisions._records),
         "tenants": tenants,
-        "loaded": shard.loaded,
+        "loaded": shard.loads.applied,
     }
 
 
@@ -116,7 +116,7 @@ def begin_log(folder: Path) -> None:
 def load(shard: Shard, token: str, generator: random.Random) -> None:
     keys = [person_key(SERVER, f"u{generator.randrange(40)}", None) for _ in range(50)]
     halves = np.frombuffer(b"".join(keys), ">i8").astype(np.int64).reshape(-1, 2)
-    shard.load_events(
+    shard.loads.events(
         token,
         "default",
         {
@@ -129,7 +129,7 @@ def load(shard: Shard, token: str, generator: random.Random) -> None:
         },
     )
     traits = [b'{"l":1}'] * 50
-    shard.load_profiles(token + "p", "default", halves[:, 0], halves[:, 1], traits)
+    shard.loads.profiles(token + "p", "default", halves[:, 0], halves[:, 1], traits)
 
 
 @pytest.mark.parametrize("seed", range(5))

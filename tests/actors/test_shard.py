@@ -437,7 +437,7 @@ def test_loaded_events_give_the_profiles_that_tracked_ones_give() -> None:
     numbers = [tracked.tenant("default").event_types.number(names[kind - 1]) for _, _, kind in rows]
     keys = np.frombuffer(b"".join(person_key(SERVER, p, None) for p, _, _ in rows), ">i8")
     halves = keys.astype(np.int64).reshape(-1, 2)
-    loaded.load_events(
+    loaded.loads.events(
         "chunk",
         "default",
         {

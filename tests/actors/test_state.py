@@ -75,12 +75,12 @@ def test_events_that_fit_in_part_are_the_same_part_after_a_replay(
 ) -> None:
     shard, journal = new_state()
     with pytest.raises(StoreFull):
-        shard.load_events("token", "t", chunk(people, events_each))
+        shard.loads.events("token", "t", chunk(people, events_each))
     assert len(shard.store) > 0
-    shard.load_events("token", "t", chunk(people, events_each))
+    shard.loads.events("token", "t", chunk(people, events_each))
     again = replayed(journal)
     assert profiles(again) == profiles(shard)
-    assert again.loaded == shard.loaded
+    assert again.loads.applied == shard.loads.applied
 
 
 def test_traits_that_cannot_be_merged_change_nothing() -> None:
@@ -88,14 +88,14 @@ def test_traits_that_cannot_be_merged_change_nothing() -> None:
     keys = halves(3)
     traits = [b'{"a":1}', b'{"a":1}', msgspec.json.encode({"a": "x" * 5000})]
     with pytest.raises(RequestError, match="too large"):
-        shard.load_profiles("token", "t", keys[:, 0], keys[:, 1], traits)
-    assert (len(shard.store), journal.records, shard.loaded) == (0, [], {})
+        shard.loads.profiles("token", "t", keys[:, 0], keys[:, 1], traits)
+    assert (len(shard.store), journal.records, shard.loads.applied) == (0, [], {})
 
 
 def test_traits_of_one_person_merge_within_a_chunk() -> None:
     shard, journal = new_state()
     keys = np.repeat(halves(1), 2, axis=0)
-    assert shard.load_profiles("k", "t", keys[:, 0], keys[:, 1], [b'{"a":1}', b'{"b":2}']) == 2
+    assert shard.loads.profiles("k", "t", keys[:, 0], keys[:, 1], [b'{"a":1}', b'{"b":2}']) == 2
     assert shard.store.traits(0) == b'{"a":1,"b":2}'
     assert profiles(replayed(journal)) == profiles(shard)
 
@@ -105,7 +105,7 @@ def test_traits_that_fit_in_part_are_the_same_part_after_a_replay() -> None:
     keys = halves(1000)
     traits = [msgspec.json.encode({"a": "x" * 3000})] * 1000
     with pytest.raises(StoreFull):
-        shard.load_profiles("token", "t", keys[:, 0], keys[:, 1], traits)
+        shard.loads.profiles("token", "t", keys[:, 0], keys[:, 1], traits)
     assert 0 < len(shard.store) < 1000
     assert isinstance(records.decode(journal.records[-1]), LoadedTraits)
     assert profiles(replayed(journal)) == profiles(shard)
@@ -115,7 +115,7 @@ def test_who_gets_the_row_of_an_expired_person_inherits_no_sequence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shard, _ = new_state(NOW_S + 2000.0)
-    shard.load_events("token", "t", chunk(2, 3))
+    shard.loads.events("token", "t", chunk(2, 3))
     forgotten: list[int] = []
     monkeypatch.setattr(shard.tenant("t").engine, "forget", forgotten.append)
     assert shard.sweep() == 2
@@ -125,7 +125,7 @@ def test_who_gets_the_row_of_an_expired_person_inherits_no_sequence(
 
 def test_nothing_is_swept_while_the_disk_is_full() -> None:
     shard, journal = new_state(NOW_S + 2000.0)
-    shard.load_events("token", "t", chunk(2, 3))
+    shard.loads.events("token", "t", chunk(2, 3))
     journal.has_room = False
     assert shard.sweep() == 0
     assert len(shard.store) == 2
@@ -136,14 +136,14 @@ def test_nothing_is_loaded_while_the_disk_is_full_and_all_of_it_later() -> None:
     journal.has_room = False
     keys = halves(3)
     with pytest.raises(Unavailable, match="disk is full"):
-        shard.load_events("e", "t", chunk(2, 3))
+        shard.loads.events("e", "t", chunk(2, 3))
     with pytest.raises(Unavailable, match="disk is full"):
-        shard.load_profiles("p", "t", keys[:, 0], keys[:, 1], [b'{"a":1}'] * 3)
-    assert (len(shard.store), journal.records, shard.loaded) == (0, [], {})
+        shard.loads.profiles("p", "t", keys[:, 0], keys[:, 1], [b'{"a":1}'] * 3)
+    assert (len(shard.store), journal.records, shard.loads.applied) == (0, [], {})
     journal.has_room = True
-    shard.load_events("e", "t", chunk(2, 3))
-    shard.load_profiles("p", "t", keys[:, 0], keys[:, 1], [b'{"a":1}'] * 3)
-    assert shard.loaded == {"e": 6, "p": 3}
+    shard.loads.events("e", "t", chunk(2, 3))
+    shard.loads.profiles("p", "t", keys[:, 0], keys[:, 1], [b'{"a":1}'] * 3)
+    assert shard.loads.applied == {"e": 6, "p": 3}
 
 
 def test_a_large_catalogue_is_logged_in_parts_that_give_the_whole(

@@ -51,10 +51,10 @@ class ShardOwner:
         if len(self.applied) == self.dies_after:
             raise Unavailable("the shard died")
         if kind == "events":
-            self.shard.load_events(token, self.tenant, chunk)
+            self.shard.loads.events(token, self.tenant, chunk)
         else:
             hi, lo, traits = chunk["key_hi"], chunk["key_lo"], chunk["traits"]
-            self.shard.load_profiles(token, self.tenant, hi, lo, traits)
+            self.shard.loads.profiles(token, self.tenant, hi, lo, traits)
         self.held.add(token)
         self.applied.append(token)
 

@@ -102,7 +102,7 @@ def fill(shard: Shard, people: int) -> None:
             "value": np.zeros(count, np.float32),
             "time": np.full(count, int(time.time()) - 60, np.uint32),
         }
-        shard.load_events(f"fill/{start}", "default", columns)
+        shard.loads.events(f"fill/{start}", "default", columns)
 
 
 async def keep_owner(folder: Path, level: Level, backup_port: int, people: int) -> None:

@@ -124,7 +124,7 @@ class Subject:
         data = self.data
         keys = b"".join(person_key(CALLER, f"p{person}", None) for person in range(people))
         halves = np.frombuffer(keys, ">i8").astype(np.int64).reshape(-1, 2)[data.people]
-        self.shard.load_events(
+        self.shard.loads.events(
             "train",
             CALLER.tenant,
             {
