@@ -14,13 +14,16 @@ if TYPE_CHECKING:
     from serve.launch import Cluster
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers (`make test`), whoever shares a running onehop shares a worker."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With several workers (`make test`), whoever shares a running onehop shares a worker, and what
+    takes longest begins first."""
+    if config.getoption("dist", "no") == "no":
+        return
+    items.sort(key=lambda item: item.get_closest_marker("faults") is None)
     for item in items:
-        for group in ("faults", "cluster"):
-            if item.get_closest_marker(group) is not None:
+        for group in ("onehop", "cluster"):
+            if isinstance(item, pytest.Function) and group in item.fixturenames:
                 item.add_marker(pytest.mark.xdist_group(group))
-                break
 
 
 @pytest.fixture(scope="session")

@@ -129,15 +129,19 @@ class Load:
         if self._failed is not None:
             raise self._failed
 
+    def answered(self, at: int = 0, began_ns: int = 0) -> int:
+        """How many calls from the `at`th on, that began later than `began_ns`, were answered."""
+        return sum(
+            1
+            for call in self.history[at:]
+            if call.invoked_ns > began_ns and getattr(call, "outcome", "ok") == "ok"
+        )
+
     def wait_answers(self, count: int, timeout_s: float = PATIENCE_S) -> float:
         """Wait for `count` answers to calls that begin from now on; returns seconds till then."""
         began_s, began_ns, at = time.monotonic(), time.monotonic_ns(), len(self.history)
         while True:
-            fresh = sum(
-                1
-                for call in self.history[at:]
-                if call.invoked_ns > began_ns and getattr(call, "outcome", "ok") == "ok"
-            )
+            fresh = self.answered(at, began_ns)
             if fresh >= count:
                 return time.monotonic() - began_s
             if time.monotonic() > began_s + timeout_s or not self._thread.is_alive():
