@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -56,17 +57,31 @@ async def run_compaction(folder: Path, config: Config) -> None:
 
     Raises OSError if there is no new snapshot.
     """
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "actors.compact", str(folder)),
-        stdin=asyncio.subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-    )
+    process = await asyncio.to_thread(_start, folder, config)
     assert process.stdin is not None
-    process.stdin.write(msgspec.json.encode(config) + b"\n")
-    code = await process.wait()
+    try:
+        code = await asyncio.to_thread(process.wait)
+    finally:
+        # Whoever is no longer waited for ends.
+        process.stdin.close()
     if code != 0:
         raise OSError(f"compaction ended with code {code}")
     await asyncio.to_thread(drop_superfluous, folder)
+
+
+def _start(folder: Path, config: Config) -> subprocess.Popen[bytes]:
+    """By vfork: uvloop's own way copies the tables of all of a shard's memory, and stops for it."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "actors.compact", str(folder)],
+        stdin=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    # From its first import on: who answers does not wait for it.
+    os.setpriority(os.PRIO_PROCESS, process.pid, NICE)
+    assert process.stdin is not None
+    process.stdin.write(msgspec.json.encode(config) + b"\n")
+    process.stdin.flush()
+    return process
 
 
 async def tidy(state: ShardState, folder: Path, config: Config) -> None:
@@ -101,7 +116,6 @@ def _end_with_the_shard() -> None:
 
 
 def main() -> int:
-    os.nice(NICE)
     config = msgspec.json.decode(sys.stdin.buffer.readline(), type=Config)
     threading.Thread(target=_end_with_the_shard, daemon=True).start()
     compact(Path(sys.argv[1]), config)
