@@ -16,7 +16,7 @@ import pytest
 from serve.processes import descendants
 from tests.faults.onehop import COORDINATOR, SHARD, Onehop
 
-GONE_S = 20.0
+GONE_S = 60.0
 """Ray ends actors beside the call that asks for it."""
 ROOT = Path(__file__).resolve().parents[2]
 
