@@ -16,7 +16,6 @@ import math
 import os
 import shutil
 import site
-import socket
 import tempfile
 import threading
 import time
@@ -33,6 +32,7 @@ from cluster.errors import ConfigError, OnehopError, Unavailable
 from cluster.partition_map import decode_map
 from serve.auth import PlainKeys, ensure_keys, ensure_secret
 from serve.haproxy_shim import write_shim
+from serve.ports import free_ports, free_row, taken
 from serve.processes import Process, adopt_orphans, alive, descendants, end, name_of
 
 LOG = logging.getLogger("onehop.serve")
@@ -143,7 +143,7 @@ def launch(config: Config) -> Cluster:
     """
     if config.port == 0:
         config = msgspec.structs.replace(config, port=free_ports(1)[0])
-    elif not config.address and _taken(config.host, config.port):
+    elif not config.address and taken(config.host, config.port):
         raise ConfigError(f"port {config.port} of {config.host} is taken by another process")
     check_folder(config)
     if config.archive_uri:
@@ -183,7 +183,7 @@ def serve_environment(config: Config, run_dir: Path) -> dict[str, str]:
     write_shim(shim, get_haproxy_binary())
     haproxy = run_dir / "hap"
     stats, metrics, fallback = free_ports(3)
-    first = free_range(GATEWAY_PORTS)
+    row = free_row(GATEWAY_PORTS)
     environment = {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
@@ -200,8 +200,8 @@ def serve_environment(config: Config, run_dir: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         "RAY_SERVE_HAPROXY_NBTHREAD": str(max(1, (os.cpu_count() or 1) // 2)),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
-        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + GATEWAY_PORTS),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(row.start),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(row.stop),
         # Ray runs workers at nice 15; who answers people must not yield to whatever else runs.
         "RAY_worker_niceness": "0",
         # Serve kills a proxy that is not ready in time, and then fails: on a busy machine,
@@ -219,37 +219,6 @@ def serve_environment(config: Config, run_dir: Path) -> dict[str, str]:
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
     return environment
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody listens on at this moment."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
-
-
-def free_range(count: int) -> int:
-    """The first of `count` free ports in a row, below the range from which Linux picks."""
-    for first in range(20_000 + os.getpid() % 97 * count, 32_000, count):
-        if not any(_taken("127.0.0.1", port) for port in range(first, first + count)):
-            return first
-    raise Unavailable(f"no {count} free ports in a row below 32000")
-
-
-def _taken(host: str, port: int) -> bool:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return True
-    return False
 
 
 def _source_root() -> str:

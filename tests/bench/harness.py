@@ -12,7 +12,6 @@ import os
 import platform
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
+
+from serve.ports import free_ports
 
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -120,13 +121,6 @@ def _alive(process: Process) -> bool:
         pass
     found = stat(process.pid)
     return found is not None and found.started == process.started
-
-
-def free_port() -> int:
-    """A TCP port of loopback that was free a moment ago."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 class Server:
@@ -228,7 +222,7 @@ class Redis:
         if binary is None:
             raise RuntimeError("redis-server is not installed: apt-get install redis-server")
         self.folder = Path(tempfile.mkdtemp(prefix="bench-redis-"))
-        self.port = free_port()
+        (self.port,) = free_ports(1)
         self.socket = str(self.folder / "s")
         settings = ["--bind", "127.0.0.1", "--port", str(self.port), "--unixsocket", self.socket]
         where = str(folder or self.folder)

@@ -47,12 +47,12 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
+from serve.ports import free_ports
 from tests.bench.harness import (
     Row,
     Server,
     adopt_orphans,
     cpu_s,
-    free_port,
     report,
     rounded,
     summary,
@@ -153,7 +153,7 @@ class Bench:
             # Short, since Unix sockets lie below it.
             home = self._homes[name] = self._folder / str(len(self._servers))
             home.mkdir()
-            port = self._ports[name] = free_port()
+            port = self._ports[name] = free_ports(1)[0]
             command = [sys.executable, "-m", "tests.bench.hop_server", name]
             command += ["--port", str(port), "--folder", str(home), "--seed", str(self._seed)]
             self._servers[name] = Server(command, self._folder / f"{name}.log")

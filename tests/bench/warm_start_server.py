@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cluster.config import Config
 from serve.launch import launch
-from tests.bench.harness import adopt_orphans, free_port, wait_for_close
+from tests.bench.harness import adopt_orphans, wait_for_close
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--durability", choices=("disk", "memory"), default="disk")
     flags = parser.parse_args()
     adopt_orphans()
-    config = Config(port=free_port(), data_dir=str(flags.folder), durability=flags.durability)
+    config = Config(port=0, data_dir=str(flags.folder), durability=flags.durability)
     with launch(config) as cluster:
         print(json.dumps({"address": cluster.address}), flush=True)
         wait_for_close()

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from serve.launch import free_ports
+from serve.ports import free_ports
 from serve.processes import adopt_orphans, descendants, end
 
 HEAD_ID = "f" * 51 + "00000"

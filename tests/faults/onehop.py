@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from serve.auth import KEYS_ENV, read_environment
-from serve.launch import free_ports
+from serve.ports import free_ports
 from serve.processes import Process, alive, descendants, end
 
 START_S = 240.0
@@ -88,7 +88,7 @@ class Onehop:
                 return self
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.kill()
-                raise RuntimeError(f"onehop did not start:\n{printed}")
+                raise RuntimeError(f"onehop did not start:\n{_essence(printed)}")
             time.sleep(POLL_S)
 
     def running(self) -> bool:
@@ -96,14 +96,17 @@ class Onehop:
 
     def wait_served(self, starts: int) -> None:
         """Wait until it said for the `starts`th time that it is up. Raises TimeoutError."""
-        deadline = time.monotonic() + START_S
+        began_s = time.monotonic()
         while self.starts() < starts:
             if (
                 self._process is None
                 or self._process.poll() is not None
-                or time.monotonic() > deadline
+                or time.monotonic() > began_s + START_S
             ):
-                raise TimeoutError(f"onehop is not up again:\n{_text(self.log)}")
+                raise TimeoutError(
+                    f"onehop is not up again: {self.starts()} of {starts} starts after"
+                    f" {time.monotonic() - began_s:.0f} s\n{_essence(_text(self.log))}"
+                )
             time.sleep(POLL_S)
 
     def starts(self) -> int:
@@ -204,6 +207,12 @@ class Onehop:
         trace: TracebackType | None,
     ) -> None:
         self.stop()
+
+
+def _essence(printed: str) -> str:
+    """The end of what was printed, without the pages that Ray adds when a process of its dies."""
+    lines = [line for line in printed.splitlines() if not re.search(r"\(raylet\)|\[state-", line)]
+    return "\n".join(lines)[-3000:]
 
 
 def _text(path: Path) -> str:

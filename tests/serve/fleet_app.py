@@ -18,7 +18,8 @@ from typing import Any
 import yaml
 
 from cluster.config import load
-from serve.launch import RUN_DIR_PREFIX, _start_ray, free_ports, serve_environment
+from serve.launch import RUN_DIR_PREFIX, _start_ray, serve_environment
+from serve.ports import free_ports
 from serve.processes import Process, adopt_orphans, descendants, end
 
 ROOT = Path(__file__).resolve().parents[2]
