@@ -26,7 +26,7 @@ from numba import njit
 SLOTS = 1 << 18
 LEVELS = 8
 SHARED, CONTEXT, ACTION, FEATURE, CONTEXT_ACTION, FEATURE_ACTION, PERSON, PERSON_ACTION = range(8)
-PRIORS = np.array([0.25, 64.0, 4.0, 4.0, 1024.0, 16.0, 1.0, 4.0])
+PRIORS = np.array([0.25, 64.0, 4.0, 4.0, 512.0, 16.0, 1.0, 4.0])
 """Precision of each level's weights before anything was seen; 64 is a standard deviation of 1/8."""
 POLICY_PRIOR = 4.0
 """How far a policy's rate may lie from its surface's."""

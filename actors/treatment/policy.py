@@ -20,7 +20,7 @@ RULES = {
     "fixed": choosing.FIXED,
     "uniform": choosing.UNIFORM,
 }
-FLOORS = {"thompson": 0.02, "linucb": 0.02, "epsilon-greedy": 0.1, "fixed": 0.02, "uniform": 0.0}
+FLOORS = {"thompson": 0.01, "linucb": 0.02, "epsilon-greedy": 0.1, "fixed": 0.02, "uniform": 0.0}
 ALPHAS = {"thompson": 0.5}
 """Half as wide as the posterior: three fifths instead of half of what the best arm would gain, in
 10,000 impressions of a headline test (tests.bench.treatments)."""
