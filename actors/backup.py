@@ -342,6 +342,8 @@ class Backups:
         if op == Op.FOLLOW:
             shard_id, copy_id = msgspec.msgpack.decode(body, type=tuple[str, str])
             follower = self._followers.get((shard_id, copy_id))
+            if follower is None:
+                LOG.warning("shard %s asks for copy %s, which is not here", shard_id, copy_id)
         if follower is None:
             wire.close()
             return

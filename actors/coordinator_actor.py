@@ -107,8 +107,9 @@ class CoordinatorActor:
         ).remote(msgspec.json.encode(self.config), names)
         await self.coordinator.start()
         await self._on_shards(self.coordinator.names)
-        if self.custody is not None:
-            cleaning = self.custody.clean_gone(lambda: self.coordinator.names)
+        if self.custody is not None and self.reshaper is not None:
+            reshaper = self.reshaper
+            cleaning = self.custody.clean_gone(lambda: reshaper.needed)
             self.cleaning = asyncio.create_task(cleaning)
         self.advising = asyncio.create_task(self._advise())
         if self.config.archive_uri and self.config.durability != "memory":

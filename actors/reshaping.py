@@ -137,6 +137,12 @@ class Reshaper:
         made = {t.shard_id for state in self._states if not state.ended for t in state.targets}
         return self.moving | made
 
+    @property
+    def needed(self) -> set[str]:
+        """Shards whose copies must stay, whatever the table says: those of a target that still
+        copies are named by nothing else."""
+        return {*self._coordinator.names, *self.busy}
+
     def act(self, plan: Plan) -> None:
         """Do what the plan says; what can't be done now is planned again."""
         for reshape in plan.reshapes:
@@ -261,7 +267,7 @@ class Reshaper:
             self._leaving -= set(state.sources)
         try:
             await self._on_shards(self._coordinator.names)
-            await self._custody.clean_gone(lambda: self._coordinator.names)
+            await self._custody.clean_gone(lambda: self.needed)
         except OnehopError as error:
             LOG.warning("not all is cleaned up after reshape %s: %s", state.id, error)
 

@@ -29,6 +29,8 @@ PRINCIPAL = "gateway"
 GATEWAY_CPUS = 0.5
 ONGOING_MAX = 2048
 """Requests beside the fast lane, streams without it included, that one gateway takes at once."""
+HEALTH_S = 0.5
+"""Serve notices a dead gateway by its next health check only; its default is ten seconds."""
 
 T = TypeVar("T")
 
@@ -187,6 +189,7 @@ def app(config: Config) -> Application:
     application: Application = deployment.options(
         **count,
         ray_actor_options={"num_cpus": GATEWAY_CPUS, **roles},
+        health_check_period_s=HEALTH_S,
         graceful_shutdown_timeout_s=5.0,
     ).bind(msgspec.json.encode(config))
     return application
