@@ -38,9 +38,11 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
 	@touch $@
 
-# Once here, or every shard would compile the same kernels at the first start, for half a minute.
+# Once here, or every shard would compile the same kernels at the first start, for half a minute;
+# bytecode too, which a machine may forbid to be written in passing.
 $(VENV)/.compiled: $(VENV)/.installed $(shell grep -lr --include=*.py njit actors)
 	@echo "compiling kernels"
+	@$(BIN)/python -m compileall -q cluster actors serve
 	@$(BIN)/python -m actors.warm_up
 	@touch $@
 

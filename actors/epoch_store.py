@@ -17,7 +17,6 @@ import msgspec
 
 from actors.copies import CopyFolder, CopyState, write_durably
 from actors.layout import old_layout
-from actors.lease_store import in_cluster
 from cluster.config import Config
 from cluster.errors import ConfigError, Unavailable
 from cluster.keys import split_evenly
@@ -87,7 +86,12 @@ def open_store(config: Config) -> EpochStore:
     """The epoch store that the settings name. Raises ConfigError if it can't be had here."""
     if config.durability == "memory":
         return MemoryEpochStore()
-    return in_cluster() if config.epoch_store == "lease" else FileEpochStore(config)
+    if config.epoch_store == "lease":
+        # Its HTTP client takes a quarter of a second to import, in every process of one node.
+        from actors.lease_store import in_cluster
+
+        return in_cluster()
+    return FileEpochStore(config)
 
 
 def reached_directly(config: Config) -> bool:

@@ -217,7 +217,7 @@ class Incoming:
         assert self.owned is not None
         await self.owned.journal.sync()
 
-    async def serve(self) -> None:
+    async def own(self) -> None:
         """Own the range. Raises NotEntitled if the table does not say so."""
         table = (await self._around.store.read())[1]
         if table is None or table.claim(self._claim.shard_id) != self._claim:

@@ -92,7 +92,7 @@ class ShardActor:
         async with self.starting:
             if self.address is None:
                 if self.incoming is not None:
-                    await self.incoming.serve()
+                    await self.incoming.own()
                 else:
                     warm_up(self.config)
                     await self._take_ownership()
@@ -225,7 +225,7 @@ class ShardActor:
         """Serve the range, as the table says by now; `Started`, without what is known of it."""
         async with self.starting:
             if self.address is None:
-                await self._receiver().serve()
+                await self._receiver().own()
                 await self._serve()
         assert self.address is not None
         node_id = ray.get_runtime_context().get_node_id()
