@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.extraction import take_range
 from actors.id_numbers import SLOTS_MIN
 from actors.messages import Item
 from actors.people import Caller
@@ -70,6 +71,7 @@ def warm_up(config: Config) -> None:
     shard.loads.events("chunk", "warm-up", chunk)
     # Columns from the object store and from the log are read-only: another type to numba.
     shard.loads.events("read-only chunk", "warm-up", unpack_columns(pack_columns(chunk)))
+    take_range(Shard("heir", shard.key_range, shard.config), shard, heir=True)
     engine = shard.tenant("warm-up").engine
     engine.consolidate()
     engine.tune()
