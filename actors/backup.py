@@ -20,6 +20,7 @@ import msgspec
 from actors.compact import run_compaction
 from actors.copies import CopyFolder, CopyState
 from actors.log_files import batches_from, encoded, log_end
+from actors.quiet import quietly, write_resting
 from actors.records import purges
 from actors.wal import (
     End,
@@ -183,26 +184,28 @@ class Follower:
 
     # A new copy begins with the owner's snapshot.
 
-    def take_piece(self, epoch: int, piece: Piece, data: bytes) -> bool:
-        """Write a piece of the snapshot that this empty copy begins with; False = it can't."""
+    async def take_piece(self, epoch: int, piece: Piece, data: bytes) -> bool:
+        """Write a piece of the snapshot that this empty copy begins with; False = it can't.
+
+        Pieces may be given before those before them are written. Raises OSError.
+        """
         if epoch != self.gate.sealed or self.gate.next_seq != 1 or piece.offset != self._piece_at:
             return False
-        temporary = self._folder.path / SEED
-        flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if piece.offset == 0 else 0)
-        descriptor = os.open(temporary, flags, 0o600)
-        try:
-            os.pwrite(descriptor, data, piece.offset)
-            self._piece_at += len(data)
-            if piece.last:
-                os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        if piece.last:
-            self._piece_at = 0
-            temporary.rename(self._folder.path / Path(piece.name).name)
-            fsync_folder(self._folder.path)
+        self._piece_at = 0 if piece.last else piece.offset + len(data)
+        await quietly(self._write_piece, piece, data)
+        if piece.last and self._writer is not None:
             self._begin_at_snapshot()
         return True
+
+    def _write_piece(self, piece: Piece, data: bytes) -> None:
+        temporary = self._folder.path / SEED
+        flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if piece.offset == 0 else 0)
+        with open(os.open(temporary, flags, 0o600), "wb") as file:
+            file.seek(piece.offset)
+            write_resting(file, memoryview(data))
+        if piece.last:
+            temporary.rename(self._folder.path / Path(piece.name).name)
+            fsync_folder(self._folder.path)
 
     def _begin_at_snapshot(self) -> None:
         self._close_writer()
@@ -282,6 +285,7 @@ class Backups:
         self._secret = secret
         self._followers: dict[tuple[str, str], Follower] = {}
         self._wires: set[ServerWire] = set()
+        self._seeding: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self.address = ("", 0)
 
@@ -362,15 +366,34 @@ class Backups:
                 follower.receive(request, body, partial(_reply, wire), purges)
             elif op == Op.SNAPSHOT:
                 epoch, piece = msgspec.msgpack.decode(meta, type=tuple[int, Piece])
-                if not follower.take_piece(epoch, piece, body):
-                    _reply(wire, Gap(epoch, follower.gate.next_seq), b"")
-                elif piece.last:
-                    wire.send(Op.SNAPSHOT, b"")
+                task = asyncio.create_task(_seed(wire, follower, epoch, piece, body))
+                self._seeding.add(task)
+                task.add_done_callback(self._seeding.discard)
             else:
                 wire.close()
         except (msgspec.DecodeError, OnehopError, OSError) as error:
-            LOG.error("a request to copy %s fails: %r", follower._folder.path, error)
-            wire.close()
+            _refuse(wire, follower, error)
+
+
+async def _seed(
+    wire: ServerWire, follower: Follower, epoch: int, piece: Piece, data: bytes
+) -> None:
+    """Let a follower take a piece; until it is on the disk no more is read from the owner."""
+    wire.pause()
+    try:
+        if not await follower.take_piece(epoch, piece, data):
+            _reply(wire, Gap(epoch, follower.gate.next_seq), b"")
+        elif piece.last:
+            wire.send(Op.SNAPSHOT, b"")
+    except (OnehopError, OSError) as error:
+        _refuse(wire, follower, error)
+    finally:
+        wire.resume()
+
+
+def _refuse(wire: ServerWire, follower: Follower, error: Exception) -> None:
+    LOG.error("a request to copy %s fails: %r", follower._folder.path, error)
+    wire.close()
 
 
 def check_batch(request: Append, body: bytes) -> bool:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from actors.quiet import GONE, remove_resting
 from actors.recovery import lock_folder
 from actors.wal import fsync_folder
 from cluster.config import Config
@@ -94,11 +95,19 @@ def new_copy_id() -> str:
 
 
 def copies_here(config: Config) -> list[CopyFound]:
-    """All copies in this node's data folder."""
+    """All copies in this node's data folder. What was left of others is deleted."""
+    shards = config.data_path / "shards"
+    for left in shards.glob(f"*/*{GONE}"):
+        with suppress(Unavailable):
+            # Who deletes it holds its lock; after a crash nobody does.
+            lock = lock_folder(left, 0.0)
+            _free(left)
+            os.close(lock)
     found = []
-    for path in sorted((config.data_path / "shards").glob(f"*/*/{STATE}")):
+    for path in sorted(shards.glob(f"*/*/{STATE}")):
         folder = CopyFolder(config, path.parent.parent.name, path.parent.name)
-        found.append(CopyFound(folder.shard_id, folder.copy_id, folder.state.made_for))
+        if not folder.copy_id.endswith(GONE):
+            found.append(CopyFound(folder.shard_id, folder.copy_id, folder.state.made_for))
     return found
 
 
@@ -109,14 +118,19 @@ def remove_copy(config: Config, shard_id: str, copy_id: str) -> None:
         folder.lock(0.0)
     except Unavailable:
         return
-    # Its state first: half a copy must not look like one.
-    (folder.path / STATE).unlink()
-    fsync_folder(folder.path)
-    shutil.rmtree(folder.path, ignore_errors=True)
+    # By its name first: half a copy must not look like one.
+    gone = folder.path.rename(folder.path.with_name(copy_id + GONE))
+    fsync_folder(gone.parent)
+    _free(gone)
     folder.unlock()
+
+
+def _free(gone: Path) -> None:
+    remove_resting(gone, [*gone.glob("snap-*"), *gone.glob("wal-*")])
+    shutil.rmtree(gone, ignore_errors=True)
     with suppress(OSError):
         # Others are there, or it was the last.
-        folder.path.parent.rmdir()
+        gone.parent.rmdir()
 
 
 def write_durably(path: Path, data: bytes) -> None:

@@ -22,6 +22,7 @@ from actors.extraction import Numbers, Successor, take_range
 from actors.journal import Journal
 from actors.outgoing import Begun, Tail
 from actors.owner import Owned, Surroundings
+from actors.quiet import quietly
 from actors.recovery import replay
 from actors.replicator import Peer, Replicator
 from actors.shard import Shard
@@ -124,7 +125,7 @@ class Incoming:
             try:
                 await self._fetch(log, begun, folder)
                 heir = source.start in self._shard.key_range
-                numbers = await asyncio.to_thread(self._extract, folder, heir, begun.next_seq)
+                numbers = await quietly(self._extract, folder, heir, begun.next_seq)
             finally:
                 await asyncio.to_thread(shutil.rmtree, folder, True)
             successor = Successor(self._shard, heir, numbers)
@@ -134,7 +135,7 @@ class Incoming:
         # The first call to a store takes as long as a freeze may: not then.
         await self._around.store.read()
         end = End(FIRST_SEQ, self._claim.epoch, None, 0, 0)
-        await asyncio.to_thread(write_snapshot, self._shard, self._folder.path, end)
+        await quietly(write_snapshot, self._shard, self._folder.path, end)
         await self._open_log(end)
 
     async def _fetch(self, log: SourceLog, begun: Begun, folder: Path) -> None:

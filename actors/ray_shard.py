@@ -95,6 +95,9 @@ class RayShard:
     async def release(self, handoff: str, map_epoch: int) -> None:
         await _reach(self.actor.release.remote(handoff, map_epoch))
 
+    async def prepare(self) -> None:
+        await _reach(self.actor.prepare.remote())
+
     async def receive(self, order: Order) -> Started:
         made = await _reach(self.actor.receive.remote(msgspec.json.encode(order)))
         return msgspec.msgpack.decode(made, type=Started)

@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from actors import records
+from actors.quiet import remove_resting
 from actors.snapshot import read_snapshot, snapshots
 from actors.state import ShardState
 from actors.wal import End, Reader, WalCorrupt, first_seq_of, fsync_folder, segments
@@ -93,7 +94,6 @@ def drop_superfluous(folder: Path) -> int:
     for path, behind in pairwise(paths):
         if first_seq_of(behind) <= next_seq:
             old.append(path)
-    for path in old:
-        path.unlink()
+    remove_resting(folder, old)
     fsync_folder(folder)
     return len(old)

@@ -25,6 +25,7 @@ from actors.handoff import Handed, Handoff
 from actors.incoming import Order, Source
 from actors.replicator import Peer
 from actors.shard_handle import Movable, NewShard, ShardHandle, Slot
+from actors.supervision import START_S
 from cluster.errors import IllegalTransition, OnehopError, RequestError, Unavailable
 from cluster.handoff import Step
 from cluster.keys import KeyRange
@@ -235,6 +236,7 @@ class Reshaper:
         for name, part in zip([one.shard_id for one in state.targets], parts, strict=True):
             targets[name] = _Target(self, state.id, name, part, epoch, list(sources.values()))
         try:
+            # One process after the other: their start takes a core from those who answer.
             for target in targets.values():
                 await target.make()
             handoff = self._handoffs[state.id] = Handoff(
@@ -346,6 +348,8 @@ class _Target:
 
     async def make(self) -> None:
         self.slot.handle = await self._reshaper.make(self)
+        async with asyncio.timeout(START_S):
+            await self._handle.prepare()
 
     async def copy(self) -> None:
         order = Order(self._handoff, self.claim, self._sources, self.peer)

@@ -37,6 +37,7 @@ from actors.model import Taken
 from actors.outgoing import Begun, Outgoing, Tail
 from actors.owner import Owned, Surroundings, take_ownership
 from actors.principals import Principals
+from actors.quiet import quietly
 from actors.ray_shard import RaySourceLog
 from actors.replicator import Peer
 from actors.shard import Shard
@@ -199,10 +200,13 @@ class ShardActor:
 
     # Taking a range over.
 
+    async def prepare(self) -> None:
+        """Load the kernels, in nobody's way: it is for a handoff that nobody waits for."""
+        await quietly(warm_up, self.config)
+
     async def receive(self, order_json: bytes) -> bytes:
         """Copy what an `Order` says; `Started`, though nobody can reach it yet."""
         order = msgspec.json.decode(order_json, type=Order)
-        warm_up(self.config)
         self.incoming = Incoming(
             *(self.shard, self.folder, order.handoff, order.claim, order.peer),
             self._surroundings(),

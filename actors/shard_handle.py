@@ -70,6 +70,9 @@ class Movable(ShardHandle, Protocol):
 
     async def release(self, handoff: str, map_epoch: int) -> None: ...
 
+    async def prepare(self) -> None:
+        """Be ready to receive."""
+
     async def receive(self, order: Order) -> Started: ...
 
     async def follow_sources(self) -> None: ...

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
-from io import BufferedReader, BufferedWriter
+from io import BufferedReader
 from pathlib import Path
 from struct import Struct
 from typing import Any
@@ -26,6 +26,7 @@ from actors.catalogue import CatalogueDump
 from actors.documents import Stored
 from actors.open_decisions import OpenDecision
 from actors.outbox import Message
+from actors.quiet import write_resting
 from actors.recent import Answered, DecisionRecord
 from actors.state import ShardState
 from actors.wal import End, WalCorrupt, fsync_folder
@@ -36,7 +37,6 @@ MAGIC = b"1HOPSNP\n"
 PAGE = 4096
 _HEAD = Struct("<8sII")
 CRC_BYTES = 1 << 21
-PIECE_BYTES = 1 << 22
 READERS = 2
 
 
@@ -132,7 +132,7 @@ def write_snapshot(state: ShardState, folder: Path, end: End) -> Path:
             file.write(encoded)
             for entry, array in zip(meta.arrays, arrays.values(), strict=True):
                 file.seek(entry.offset)
-                _write(file, array.view(np.uint8).data)
+                write_resting(file, array.view(np.uint8).data)
             file.flush()
             os.fsync(file.fileno())
     except OSError:
@@ -142,15 +142,6 @@ def write_snapshot(state: ShardState, folder: Path, end: End) -> Path:
     temporary.rename(path)
     fsync_folder(folder)
     return path
-
-
-def _write(file: BufferedWriter, data: memoryview) -> None:
-    """Write in pieces, each on the disk before the next: the log lies there too, and would wait
-    until all that was written before it is through."""
-    for at in range(0, len(data), PIECE_BYTES):
-        file.write(data[at : at + PIECE_BYTES])
-        file.flush()
-        os.fdatasync(file.fileno())
 
 
 def snapshot_end(path: Path) -> End:

@@ -37,6 +37,7 @@ class Wire(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._decoder = FrameDecoder(HANDSHAKE_BYTES_MAX)
         self._trusted = False
+        self._pauses = 0
         self._writable = asyncio.Event()
         self._writable.set()
 
@@ -52,6 +53,17 @@ class Wire(asyncio.Protocol):
     def close(self) -> None:
         if self._transport is not None:
             self._transport.abort()
+
+    def pause(self) -> None:
+        """Read nothing more until as many calls of `resume` came."""
+        self._pauses += 1
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        self._pauses -= 1
+        if self._transport is not None and not self._pauses:
+            self._transport.resume_reading()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # A cast, for uvloop's transports don't inherit from asyncio's.

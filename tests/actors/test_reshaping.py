@@ -40,6 +40,8 @@ class MovableShard(FakeShard):
 
     async def release(self, handoff: str, map_epoch: int) -> None: ...
 
+    async def prepare(self) -> None: ...
+
     async def receive(self, order: Order) -> Started:
         await self.world.copying[self.shard_id].wait()
         return await self.start()

@@ -1,0 +1,82 @@
+"""Work beside serving that must not disturb it: in a thread of low priority, on a disk with rests.
+
+A log shares its disk with snapshots and with what is deleted. A flush of the log waits for all that
+the disk was given before: for a large write, and for the blocks of a deleted file, which a disk may
+be told of one by one. So both are done in small pieces, and the disk has as much time to itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from io import BufferedWriter
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+NICE = 5
+"""Who answers gets the core at once, and it still gets a quarter of a busy one."""
+PIECE_BYTES = 256 << 10
+FREED_BYTES = 4 << 20
+FREED_REST_S = 0.02
+GONE = ".gone"
+"""How a file is called while it is being deleted."""
+
+
+async def quietly(act: Callable[..., T], *args: object) -> T:
+    """What `act` returns, called in this process's one thread of low priority."""
+    return await asyncio.get_running_loop().run_in_executor(_thread(), act, *args)
+
+
+@lru_cache(maxsize=1)
+def _thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, "quiet", initializer=_yield_to_others)
+
+
+def _yield_to_others() -> None:
+    # Of this thread: Linux knows no priority of a process.
+    thread = threading.get_native_id()
+    os.setpriority(os.PRIO_PROCESS, thread, max(NICE, os.getpriority(os.PRIO_PROCESS, thread)))
+
+
+def write_resting(file: BufferedWriter, data: memoryview) -> None:
+    """Write and flush piece by piece, resting after each for as long as it took."""
+    for at in range(0, len(data), PIECE_BYTES):
+        began_s = time.monotonic()
+        file.write(data[at : at + PIECE_BYTES])
+        file.flush()
+        os.fdatasync(file.fileno())
+        time.sleep(time.monotonic() - began_s)
+
+
+def remove_resting(folder: Path, paths: Iterable[Path]) -> None:
+    """Delete files of a folder: all of their names at once, then their blocks bit by bit. What a
+    process that ended meanwhile had begun to delete, too."""
+    for path in paths:
+        path.rename(path.with_name(path.name + GONE))
+    for path in folder.glob("*" + GONE):
+        with path.open("r+b") as file:
+            size = file.seek(0, os.SEEK_END) if _is_ours_alone(file.fileno()) else 0
+            while size > FREED_BYTES:
+                size -= FREED_BYTES
+                file.truncate(size)
+                time.sleep(FREED_REST_S)
+        path.unlink()
+
+
+def _is_ours_alone(descriptor: int) -> bool:
+    """Whether nobody reads the file, nor knows it by another name: what they see must stay."""
+    if os.fstat(descriptor).st_nlink > 1:
+        return False
+    try:
+        # Linux leases a file for writing only where no other descriptor of it is open.
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    except OSError:
+        return False
+    return True

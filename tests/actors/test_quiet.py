@@ -1,0 +1,70 @@
+"""Files that are written and deleted bit by bit, and a thread that yields."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from actors import quiet
+from actors.quiet import FREED_BYTES, GONE, PIECE_BYTES, quietly, remove_resting, write_resting
+
+
+@pytest.fixture
+def rests(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    found: list[float] = []
+    monkeypatch.setattr("actors.quiet.time.sleep", found.append)
+    return found
+
+
+def filled(path: Path, size: int) -> Path:
+    path.write_bytes(b"x" * size)
+    return path
+
+
+def test_what_is_written_is_all_there_and_the_disk_rests_after_each_piece(
+    tmp_path: Path, rests: list[float]
+) -> None:
+    data = os.urandom(3 * PIECE_BYTES + 1)
+    with (tmp_path / "file").open("wb") as file:
+        write_resting(file, memoryview(data))
+    assert (tmp_path / "file").read_bytes() == data
+    assert len(rests) == 4
+
+
+def test_files_are_deleted_bit_by_bit(tmp_path: Path, rests: list[float]) -> None:
+    large, small = filled(tmp_path / "large", 3 * FREED_BYTES + 1), filled(tmp_path / "small", 1)
+    filled(tmp_path / "kept", 1)
+    # As a process leaves one that ended in the middle.
+    filled(tmp_path / f"before{GONE}", 2 * FREED_BYTES)
+    remove_resting(tmp_path, [large, small])
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert len(rests) == 3 + 1
+
+
+def test_who_reads_a_file_that_is_deleted_reads_all_of_it(
+    tmp_path: Path, rests: list[float]
+) -> None:
+    path = filled(tmp_path / "read", 3 * FREED_BYTES)
+    linked = filled(tmp_path / "linked", 3 * FREED_BYTES)
+    other = tmp_path / "other"
+    other.mkdir()
+    os.link(linked, other / "linked")
+    with path.open("rb") as reader:
+        remove_resting(tmp_path, [path, linked])
+        assert len(reader.read()) == 3 * FREED_BYTES
+    assert (other / "linked").stat().st_size == 3 * FREED_BYTES
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+    assert not rests
+
+
+def test_only_the_quiet_thread_yields() -> None:
+    def priority() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    before = priority()
+    assert asyncio.run(quietly(priority)) == max(before, quiet.NICE)
+    assert priority() == before
