@@ -20,6 +20,7 @@ from actors.wal import (
     SEGMENT_BYTES_HEADER,
     Reader,
     WalCorrupt,
+    read_segment,
     segments,
 )
 from actors.wal_writer import SEGMENT_BYTES, WalWriter
@@ -320,3 +321,18 @@ def test_a_failure_of_any_kind_fails_the_log_aloud(
     log.batch(b"lost")
     assert ["injected" in str(error) for error in log.errors] == [True]
     log.writer.close()
+
+
+def test_blocks_that_were_never_written_are_not_read(tmp_path: Path) -> None:
+    written = write_log(tmp_path, 20, range(10, 9000), segment_bytes=4 << 20)
+    (path,) = segments(tmp_path)
+    whole = path.read_bytes()
+    found = read_segment(path)
+    assert len(whole) == 4 << 20
+    assert len(found) < 1 << 20
+    assert found == whole[: len(found)]
+    assert not any(whole[len(found) :])
+    assert read(tmp_path) == [record for batch in written for record in batch]
+    # A file that was copied has no holes, and is the same log.
+    path.write_bytes(whole)
+    assert read(tmp_path) == [record for batch in written for record in batch]
