@@ -22,8 +22,13 @@ for name in sys.argv[1:]:
     if own and not any(kernel.signatures for kernel in own):
         print(name)
 """
-INLINED = {"actors.treatment.slots", "actors.treatment.belief", "actors.treatment.traces"}
-"""Called by kernels of other modules only, which hold them."""
+INLINED = {
+    "actors.engine.features",
+    "actors.treatment.belief",
+    "actors.treatment.slots",
+    "actors.treatment.traces",
+}
+"""Called by kernels of other modules only, which hold them, in the cache too."""
 OF_IMPORTS = {"actors.bulk_hash", "actors.partition"}
 """Run in the tasks that read Parquet, not in shards."""
 
