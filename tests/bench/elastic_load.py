@@ -22,6 +22,8 @@ from tests.faults.load import FAILED, ITEM, Body, Load, Reply, Wire, http_wire
 
 CALLERS = 8
 """Of each kind."""
+QUIET_S = 8.0
+"""Sources of a reshape tell for some seconds where their range went, then go."""
 
 
 class Seen:
@@ -126,10 +128,14 @@ async def changed(
 ) -> Row:
     """A row: steady load for `seconds`, the change, and load for half of that after it.
 
+    change     what it returns goes into the row; where the load itself is what leads to a change,
+               `steady` tells when (perf_counter) there was that load and no change yet
     p99_ratio  p99 while it changed, over the p99 before
     """
     async with Client(url, key) as client:
         await client.put_items([{"id": ITEM}])
+    # What the change before left behind is cleaned up: it is no part of what is steady.
+    await asyncio.sleep(QUIET_S)
     load = Steady(url, key, rate)
     load.start()
     # Connections are made, and the first lists are there.
@@ -141,12 +147,15 @@ async def changed(
     settled_s = time.perf_counter()
     await asyncio.sleep(seconds / 2)
     told = await asyncio.to_thread(load.stop)
+    if "steady" in found:
+        began_s, changed_s = found.pop("steady")
     steady, during = load.p99_ms(began_s, changed_s), load.p99_ms(changed_s, settled_s)
     row: Row = {
         "arm": name,
         "connections": 2 * CALLERS,
         **told,
         "change_s": round(settled_s - changed_s, 2),
+        "rps": round(rate),
         "p99_ms": round(steady, 1),
         "p99_ratio": round(during / steady, 2) if steady else 0.0,
         **found,
