@@ -13,9 +13,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.arena import reserve
 from actors.id_numbers import IdNumbers
 from actors.messages import ITEM_ATTRIBUTES_MAX, Item
-from actors.store import reserve
 from cluster.errors import RequestError
 
 CATEGORIES_MAX = 4

@@ -17,6 +17,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from actors.arena import reserve
+
 SLOTS = 1 << 17
 VALUES_MAX = 8
 """Context values of one request that count; further ones are left out."""
@@ -47,8 +49,8 @@ class ContextCounts:
     """The table of one tenant."""
 
     def __init__(self) -> None:
-        self._table: NDArray[np.float32] = np.zeros(SLOTS, np.float32)
-        self._taken: NDArray[np.float32] = np.zeros(SLOTS, np.float32)
+        self._table: NDArray[np.float32] = reserve(np.float32, SLOTS)
+        self._taken: NDArray[np.float32] = reserve(np.float32, SLOTS)
         self.learned = 0
 
     def learn(self, codes: Codes, item: int, attributes: NDArray[np.int32]) -> None:

@@ -7,23 +7,21 @@ neither copies nor pauses; the index grows by moving a few slots with every inse
 
 from __future__ import annotations
 
-import mmap
 from struct import Struct
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actors import profile_kernels
 from actors import store_kernels as kernels
+from actors.arena import reserve
 from actors.events import IMPRESSION, PURCHASED, WEIGHTS
 from actors.store_kernels import ROW
 from cluster.errors import StoreFull
 
 _UN_PACK_KEY = Struct(">qq").unpack
 _PACK_KEY = Struct(">qq").pack
-# Linux's MAP_NORESERVE, which Python 3.11 does not name.
-_MAP_NORESERVE = 0x4000
 INDEX_SLOTS_MIN = 1 << 10
 _NOTHING: NDArray[np.int32] = np.zeros(0, np.int32)
 _WEIGHTS = np.array(WEIGHTS, np.float32)
@@ -37,13 +35,6 @@ class StoredEvent(NamedTuple):
     event_type: int
     value: float
     time_s: int
-
-
-def reserve(dtype: np.dtype[Any] | type, count: int) -> NDArray[Any]:
-    """A zeroed array whose memory is only reserved: pages cost nothing until they are written."""
-    bytes_wanted = max(np.dtype(dtype).itemsize * count, mmap.PAGESIZE)
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-    return np.frombuffer(mmap.mmap(-1, bytes_wanted, flags=flags), dtype=dtype, count=count)
 
 
 def _as_words(content: bytes) -> NDArray[np.uint32]:

@@ -13,6 +13,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from actors.arena import reserve
 from actors.engine.history import History, sequence_uid
 
 ITEM = 0
@@ -34,7 +35,7 @@ STATE_SLOTS = 3
 
 def new_log(capacity: int) -> NDArray[np.int64]:
     """An empty log; `capacity` is a power of two. Memory is taken as it fills."""
-    return np.zeros((capacity, LOG_COLUMNS), np.int64)
+    return reserve(np.int64, capacity * LOG_COLUMNS).reshape(capacity, LOG_COLUMNS)
 
 
 @njit(cache=True)

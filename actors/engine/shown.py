@@ -13,6 +13,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from actors.arena import reserve
+
 SLOTS = 1 << 20
 """8 MB once all are in use; ten results a decision, that is the last 100,000 decisions."""
 _SLOT_BITS = 20
@@ -23,8 +25,7 @@ class Shown:
     """The table of one tenant on one shard. Surfaces are numbers from 1 to 7."""
 
     def __init__(self) -> None:
-        # Zeroed memory costs nothing until it is touched.
-        self._table: NDArray[np.uint64] = np.zeros(SLOTS, np.uint64)
+        self._table: NDArray[np.uint64] = reserve(np.uint64, SLOTS)
 
     def note(self, key: int, surface: int, items: NDArray[np.int32]) -> None:
         """The person with this key is shown `items` on a surface."""

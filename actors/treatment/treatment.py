@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.arena import reserve
 from actors.treatment import belief, choosing, learning, memory
 from actors.treatment.acting import act
 from actors.treatment.baseline import baseline_rows, rows_named
@@ -46,9 +47,8 @@ class Treatment:
     """The beliefs of one tenant on one shard."""
 
     def __init__(self) -> None:
-        # Zeroed memory costs nothing until it is touched.
-        self._sums: NDArray[np.float64] = np.zeros(belief.SIZE)
-        self._taken: NDArray[np.float64] = np.zeros(belief.SIZE)
+        self._sums: NDArray[np.float64] = reserve(np.float64, belief.SIZE)
+        self._taken: NDArray[np.float64] = reserve(np.float64, belief.SIZE)
         self.learned = 0
         self.version = "0"
 

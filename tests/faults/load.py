@@ -91,7 +91,7 @@ class Load:
         wire: Callable[[], Any],
         seed: int = 1,
         callers: int = 8,
-        rate: float = 300.0,
+        rate: float = 120.0,
         first_number: int = 0,
     ) -> None:
         self.history: list[Call] = []
