@@ -17,7 +17,8 @@ export DEBIAN_FRONTEND = noninteractive
 run: setup $(VENV)/.compiled
 	@exec $(BIN)/onehop up --demo $(ARGS)
 
-test: setup check $(VENV)/.compiled
+test: setup
+	@$(MAKE) --no-print-directory -j2 check $(VENV)/.compiled
 	@command -v strace >/dev/null || { apt-get update -q && apt-get install -q -y strace; } || true
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 

@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from actors.backup import Backups
 from actors.copies import CopyFolder, CopyFound, CopyState, copies_here, remove_copy
 from actors.epoch_store import open_store, reached_directly
+from actors.quiet import come_first
 from cluster.access import read_secret
 from cluster.config import Config
 from cluster.errors import OnehopError, Unavailable
@@ -44,6 +45,7 @@ class BackupActor:
     def __init__(self, config_json: bytes) -> None:
         self.config = msgspec.json.decode(config_json, type=Config)
         logging.basicConfig(level=self.config.log_level)
+        come_first()
         self.backups: Backups | None = None
         self.starting = asyncio.Lock()
 

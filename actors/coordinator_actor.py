@@ -21,6 +21,7 @@ from actors.fleet_care import Desks, FleetCare
 from actors.machines_actor import RayMachines, machines_of
 from actors.model_actor import MODEL_ACTOR, ModelActor
 from actors.planning import Advisor
+from actors.quiet import come_first
 from actors.ray_shard import RayShard, end_others, shard_actor_name, stats_of
 from actors.recovery import lock_folder
 from actors.reshape_desk import ReshapeDesk, ReshapeRequest
@@ -54,6 +55,7 @@ class CoordinatorActor:
     def __init__(self, config_json: bytes) -> None:
         self.config = msgspec.json.decode(config_json, type=Config)
         logging.basicConfig(level=self.config.log_level)
+        come_first()
         self.store = open_store(self.config)
         self.custody: Custody | None = None
         self.lock: int | None = None

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 from io import BufferedWriter
 from pathlib import Path
@@ -31,18 +32,46 @@ GONE = ".gone"
 
 async def quietly(act: Callable[..., T], *args: object) -> T:
     """What `act` returns, called in this process's one thread of low priority."""
-    return await asyncio.get_running_loop().run_in_executor(_thread(), act, *args)
+    return await asyncio.get_running_loop().run_in_executor(_thread(), _yielding, act, *args)
 
 
 @lru_cache(maxsize=1)
 def _thread() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, "quiet", initializer=_yield_to_others)
+    return ThreadPoolExecutor(1, "quiet")
 
 
-def _yield_to_others() -> None:
+def _yielding(act: Callable[..., T], *args: object) -> T:
     # Of this thread: Linux knows no priority of a process.
     thread = threading.get_native_id()
     os.setpriority(os.PRIO_PROCESS, thread, max(NICE, os.getpriority(os.PRIO_PROCESS, thread)))
+    return act(*args)
+
+
+def starting_niceness() -> int:
+    """At what niceness processes may start that call `come_first` once they answer: at NICE, if
+    this process may lower one again, else at 0."""
+
+    def lowered() -> int:
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, NICE)
+        try:
+            os.setpriority(os.PRIO_PROCESS, thread, 0)
+        except PermissionError:
+            return 0
+        return NICE
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(lowered).result()
+
+
+def come_first() -> None:
+    """Let this process's threads have the cores before those of processes that only start yet.
+
+    Where the system forbids it, all have the same niceness, since `starting_niceness` said so.
+    """
+    for thread in os.listdir("/proc/self/task"):
+        with suppress(PermissionError, ProcessLookupError):
+            os.setpriority(os.PRIO_PROCESS, int(thread), 0)
 
 
 def write_resting(file: BufferedWriter, data: memoryview) -> None:

@@ -37,7 +37,7 @@ from actors.model import Taken
 from actors.outgoing import Begun, Outgoing, Tail
 from actors.owner import Owned, Surroundings, take_ownership
 from actors.principals import Principals
-from actors.quiet import quietly
+from actors.quiet import come_first, quietly
 from actors.ray_shard import RaySourceLog
 from actors.replicator import Peer
 from actors.shard import Shard
@@ -92,6 +92,7 @@ class ShardActor:
         # The call of a coordinator that died may still be under way.
         async with self.starting:
             if self.address is None:
+                come_first()
                 if self.incoming is not None:
                     await self.incoming.own()
                 else:
@@ -212,6 +213,8 @@ class ShardActor:
             self._surroundings(),
         )
         await self.incoming.copy({one: RaySourceLog(one.shard_id) for one in order.sources})
+        # Soon people wait for it.
+        come_first()
         self.owned = self.incoming.owned
         self._settle_memory()
         return self._started(("", 0))

@@ -11,6 +11,7 @@ from ray import serve as ray_serve
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve import Application
 
+from actors.quiet import come_first
 from cluster.access import read_secret
 from cluster.config import Config
 from cluster.errors import OnehopError, Unavailable
@@ -174,6 +175,7 @@ class GatewayDeployment:
         replica = ray_serve.get_replica_context().replica_id.unique_id
         install(Gateway(keys, router, control, replica, config.request_timeout_s))
         self.busy = BusyMeter()
+        come_first()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What Serve's autoscaler is told of this gateway."""

@@ -15,6 +15,7 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -92,6 +93,9 @@ def main(arguments: Sequence[str]) -> None:
             config = Path(value)
             write_answers(config.parent)
             config.write_text(tightened(config.read_text(), str(config.parent)))
+    # Ray starts workers at a niceness, and this is one of theirs.
+    with suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, 0, 0)
     # HAProxy would outlive a Ray worker that is killed, and keep the port.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     os.execv(binary, [binary, *rest])

@@ -27,6 +27,7 @@ import msgspec
 
 from actors.archive import Store
 from actors.epoch_store import check_folder
+from actors.quiet import starting_niceness
 from cluster.config import Config
 from cluster.errors import ConfigError, OnehopError, Unavailable
 from cluster.partition_map import decode_map
@@ -202,8 +203,9 @@ def serve_environment(config: Config, run_dir: Path) -> dict[str, str]:
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(row.start),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(row.stop),
-        # Ray runs workers at nice 15; who answers people must not yield to whatever else runs.
-        "RAY_worker_niceness": "0",
+        # Ray runs workers at nice 15. Ours start at less, so that a start costs people nothing, and
+        # who answers people yields to nobody.
+        "RAY_worker_niceness": str(starting_niceness()),
         # Serve kills a proxy that is not ready in time, and then fails: on a busy machine,
         # five seconds are not even enough to import it.
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": str(READY_S),

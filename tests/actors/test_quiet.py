@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -68,3 +70,29 @@ def test_only_the_quiet_thread_yields() -> None:
     before = priority()
     assert asyncio.run(quietly(priority)) == max(before, quiet.NICE)
     assert priority() == before
+
+
+def test_who_answers_comes_first_and_its_quiet_thread_still_yields() -> None:
+    """In a process of its own, since a niceness can't always be taken back."""
+    script = """
+import asyncio, os, threading
+from actors.quiet import NICE, come_first, quietly, starting_niceness
+
+def niceness():
+    return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+async def run():
+    assert await quietly(niceness) == NICE
+    began = starting_niceness()
+    assert began in (0, NICE) and niceness() == 0, "asking changes nothing"
+    os.setpriority(os.PRIO_PROCESS, 0, began)
+    come_first()
+    assert niceness() == 0
+    assert await quietly(niceness) == NICE
+
+asyncio.run(run())
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr

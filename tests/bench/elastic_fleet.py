@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from actors.quiet import starting_niceness
 from cluster.config import Config
 from serve.client_http import Http
 from serve.launch import Cluster, launch
@@ -85,8 +86,8 @@ def running(nodes: int, **settings: Any) -> Iterator[Fleet]:
     """Nodes for shards beside a head with the gateway, joined by onehop."""
     from ray.cluster_utils import Cluster as RayCluster
 
-    # As onehop runs its own Ray: who answers people yields to nobody.
-    os.environ.update(RAY_worker_niceness="0")
+    # As onehop runs its own Ray.
+    os.environ.update(RAY_worker_niceness=str(starting_niceness()))
     head = {"num_cpus": 2, "resources": {"gateways": 4}}
     ray_cluster = RayCluster(initialize_head=True, head_node_args=head)
     for _ in range(nodes):
