@@ -56,6 +56,8 @@ COMPACT_RETRY_S = 60.0
 LOCK_S = 5.0
 SEED = "seed.tmp"
 """The owner's snapshot, while it comes."""
+DONE, MORE = b"", b"more"
+"""Answers to a piece that is on the disk: it was the last, or more are to come."""
 _decode = msgspec.msgpack.Decoder(Request).decode
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -78,6 +80,7 @@ class Follower:
         self._waiting: deque[tuple[int, Callable[[], None]]] = deque()
         self._writer: CopyWriter | None = None
         self._piece_at = 0
+        self._piece_turn = asyncio.Lock()
         self._compacter: asyncio.Task[None] | None = None
         self._sealing: set[asyncio.Task[None]] = set()
         self.failed: Exception | None = None
@@ -187,27 +190,42 @@ class Follower:
     async def take_piece(self, epoch: int, piece: Piece, data: bytes) -> bool:
         """Write a piece of the snapshot that this empty copy begins with; False = it can't.
 
-        Pieces may be given before those before them are written. Raises OSError.
+        Pieces may be given before those before them are written. The first one begins anew, also
+        after one that failed. Raises OSError.
         """
-        if epoch != self.gate.sealed or self.gate.next_seq != 1 or piece.offset != self._piece_at:
-            return False
-        self._piece_at = 0 if piece.last else piece.offset + len(data)
-        await quietly(self._write_piece, piece, data)
-        if piece.last and self._writer is not None:
-            self._begin_at_snapshot()
-        return True
 
-    def _write_piece(self, piece: Piece, data: bytes) -> None:
-        temporary = self._folder.path / SEED
-        flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if piece.offset == 0 else 0)
-        with open(os.open(temporary, flags, 0o600), "wb") as file:
-            file.seek(piece.offset)
+        def wanted() -> bool:
+            gate, empty = self.gate, self.gate.next_seq == 1
+            return epoch == gate.sealed and empty and self._writer is not None
+
+        async with self._piece_turn:
+            if not wanted() or piece.offset not in (0, self._piece_at):
+                return False
+            # Until it is on the disk none may follow.
+            self._piece_at = 0
+            await quietly(self._write_piece, piece.offset, data)
+            if not wanted():
+                return False
+            if piece.last:
+                try:
+                    self._begin_at_snapshot(piece.name)
+                except BaseException:
+                    # Another copy is made, and this one removed.
+                    self.close()
+                    raise
+            else:
+                self._piece_at = piece.offset + len(data)
+            return True
+
+    def _write_piece(self, offset: int, data: bytes) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if offset == 0 else 0)
+        with open(os.open(self._folder.path / SEED, flags, 0o600), "wb") as file:
+            file.seek(offset)
             write_resting(file, memoryview(data))
-        if piece.last:
-            temporary.rename(self._folder.path / Path(piece.name).name)
-            fsync_folder(self._folder.path)
 
-    def _begin_at_snapshot(self) -> None:
+    def _begin_at_snapshot(self, name: str) -> None:
+        (self._folder.path / SEED).rename(self._folder.path / Path(name).name)
+        fsync_folder(self._folder.path)
         self._close_writer()
         for path in segments(self._folder.path):
             path.unlink()
@@ -324,7 +342,7 @@ class Backups:
     def drop(self, shard_id: str, copy_id: str) -> None:
         """Let go of a copy that nobody needs."""
         follower = self._followers.pop((shard_id, copy_id), None)
-        if follower is not None and follower.running:
+        if follower is not None:
             follower.close()
 
     async def close(self) -> None:
@@ -383,8 +401,9 @@ async def _seed(
     try:
         if not await follower.take_piece(epoch, piece, data):
             _reply(wire, Gap(epoch, follower.gate.next_seq), b"")
-        elif piece.last:
-            wire.send(Op.SNAPSHOT, b"")
+        else:
+            # Also of those before the last, since beats wait behind them: it is heard of.
+            wire.send(Op.SNAPSHOT, DONE if piece.last else MORE)
     except (OnehopError, OSError) as error:
         _refuse(wire, follower, error)
     finally:

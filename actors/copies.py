@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
-from actors.quiet import GONE, remove_resting
+from actors.quiet import GONE, later, remove_resting
 from actors.recovery import lock_folder
 from actors.wal import fsync_folder
 from cluster.config import Config
@@ -83,6 +85,8 @@ class CopyFolder:
         if not self.exists:
             raise Unavailable(f"there is no copy {self.copy_id} of shard {self.shard_id} here")
         self._lock = lock_folder(self.path, wait_s)
+        # Who was erased is not to stay in files that were being deleted.
+        later(remove_resting, self.path, ())
 
     def unlock(self) -> None:
         if self._lock is not None:
@@ -95,14 +99,10 @@ def new_copy_id() -> str:
 
 
 def copies_here(config: Config) -> list[CopyFound]:
-    """All copies in this node's data folder. What was left of others is deleted."""
+    """All copies in this node's data folder. What was left of others is deleted by and by."""
     shards = config.data_path / "shards"
     for left in shards.glob(f"*/*{GONE}"):
-        with suppress(Unavailable):
-            # Who deletes it holds its lock; after a crash nobody does.
-            lock = lock_folder(left, 0.0)
-            _free(left)
-            os.close(lock)
+        later(_sweep, left)
     found = []
     for path in sorted(shards.glob(f"*/*/{STATE}")):
         folder = CopyFolder(config, path.parent.parent.name, path.parent.name)
@@ -112,7 +112,8 @@ def copies_here(config: Config) -> list[CopyFound]:
 
 
 def remove_copy(config: Config, shard_id: str, copy_id: str) -> None:
-    """Delete a copy that no claim names and none will. Nothing happens if a process holds it."""
+    """Delete a copy that no claim names and none will: it is gone when this returns, its blocks are
+    freed by and by. Nothing happens if a process holds it."""
     folder = CopyFolder(config, shard_id, copy_id)
     try:
         folder.lock(0.0)
@@ -121,8 +122,21 @@ def remove_copy(config: Config, shard_id: str, copy_id: str) -> None:
     # By its name first: half a copy must not look like one.
     gone = folder.path.rename(folder.path.with_name(copy_id + GONE))
     fsync_folder(gone.parent)
-    _free(gone)
-    folder.unlock()
+    later(_free_locked, gone, folder.unlock)
+
+
+def _sweep(left: Path) -> None:
+    """Delete what a crash left of a copy; who deletes it now holds its lock."""
+    if left.exists():
+        with suppress(Unavailable, OSError):
+            _free_locked(left, partial(os.close, lock_folder(left, 0.0)))
+
+
+def _free_locked(gone: Path, unlock: Callable[[], None]) -> None:
+    try:
+        _free(gone)
+    finally:
+        unlock()
 
 
 def _free(gone: Path) -> None:

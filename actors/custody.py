@@ -304,20 +304,21 @@ class Custody:
         """Remove copies of shards that the table names no more, `living` ones aside. Those whose
         processes are still about to end are looked at again."""
         for _ in range(CLEAN_TRIES):
-            if not await self._remove_gone(living()):
+            if not await self._remove_gone(living):
                 return
             await asyncio.sleep(CLEAN_PAUSE_S)
 
-    async def _remove_gone(self, living: Collection[str]) -> int:
+    async def _remove_gone(self, living: Callable[[], Collection[str]]) -> int:
         """Returns how many copies there were to be removed."""
         table = await self.read()
         assert table is not None
-        named = {claim.shard_id for claim in table.claims} | set(living)
+        named = {claim.shard_id for claim in table.claims}
         found = 0
         for node_id in self.nodes.alive():
             try:
                 for copy in await self.nodes.copies(node_id):
-                    if copy.shard_id not in named:
+                    # Asked anew each time: a reshape may have begun meanwhile.
+                    if copy.shard_id not in named and copy.shard_id not in living():
                         found += 1
                         LOG.info("copy %s of shard %s is removed", copy.copy_id, copy.shard_id)
                         await self.nodes.remove(node_id, copy.shard_id, copy.copy_id)

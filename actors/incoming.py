@@ -135,7 +135,8 @@ class Incoming:
         # The first call to a store takes as long as a freeze may: not then.
         await self._around.store.read()
         end = End(FIRST_SEQ, self._claim.epoch, None, 0, 0)
-        await quietly(write_snapshot, self._shard, self._folder.path, end)
+        # The sources keep for us what they write meanwhile.
+        await quietly(write_snapshot, self._shard, self._folder.path, end, True)
         await self._open_log(end)
 
     async def _fetch(self, log: SourceLog, begun: Begun, folder: Path) -> None:

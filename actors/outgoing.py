@@ -32,7 +32,7 @@ TAIL_BYTES_MAX = 256 << 20
 PART_BYTES = 4 << 20
 TAIL_S = 0.05
 """How long a follower's question waits for something new."""
-FORGOTTEN_S = 60.0
+FORGOTTEN_S = 300.0
 """Who did not ask for so long follows no more."""
 WATCH_S = 0.02
 STORE_RETRY_S = 0.05

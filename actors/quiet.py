@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import logging
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -20,10 +22,12 @@ from io import BufferedWriter
 from pathlib import Path
 from typing import TypeVar
 
+LOG = logging.getLogger("onehop.actors")
 T = TypeVar("T")
 NICE = 5
 """Who answers gets the core at once, and it still gets a quarter of a busy one."""
 PIECE_BYTES = 256 << 10
+HURRIED_BYTES = 4 << 20
 FREED_BYTES = 4 << 20
 FREED_REST_S = 0.02
 GONE = ".gone"
@@ -32,12 +36,26 @@ GONE = ".gone"
 
 async def quietly(act: Callable[..., T], *args: object) -> T:
     """What `act` returns, called in this process's one thread of low priority."""
-    return await asyncio.get_running_loop().run_in_executor(_thread(), _yielding, act, *args)
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(_thread("quiet"), _yielding, act, *args)
 
 
-@lru_cache(maxsize=1)
-def _thread() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, "quiet")
+def later(act: Callable[..., object], *args: object) -> None:
+    """Call `act` some time in a thread of low priority; nobody waits, errors are logged."""
+
+    def logged() -> None:
+        try:
+            act(*args)
+        except Exception:
+            LOG.exception("what was put off failed")
+
+    # Not the one of `quietly`: what takes minutes would stand before what is waited for.
+    _thread("later").submit(_yielding, logged)
+
+
+@lru_cache(maxsize=2)
+def _thread(name: str) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, name)
 
 
 def _yielding(act: Callable[..., T], *args: object) -> T:
@@ -53,8 +71,8 @@ def starting_niceness() -> int:
 
     def lowered() -> int:
         thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, NICE)
         try:
+            os.setpriority(os.PRIO_PROCESS, thread, NICE)
             os.setpriority(os.PRIO_PROCESS, thread, 0)
         except PermissionError:
             return 0
@@ -74,14 +92,19 @@ def come_first() -> None:
             os.setpriority(os.PRIO_PROCESS, int(thread), 0)
 
 
-def write_resting(file: BufferedWriter, data: memoryview) -> None:
-    """Write and flush piece by piece, resting after each for as long as it took."""
-    for at in range(0, len(data), PIECE_BYTES):
+def write_resting(file: BufferedWriter, data: memoryview, hurried: bool = False) -> None:
+    """Write and flush piece by piece, resting after each for as long as it took.
+
+    hurried  somebody waits: in larger pieces, and without rests
+    """
+    size = HURRIED_BYTES if hurried else PIECE_BYTES
+    for at in range(0, len(data), size):
         began_s = time.monotonic()
-        file.write(data[at : at + PIECE_BYTES])
+        file.write(data[at : at + size])
         file.flush()
         os.fdatasync(file.fileno())
-        time.sleep(time.monotonic() - began_s)
+        if not hurried:
+            time.sleep(time.monotonic() - began_s)
 
 
 def remove_resting(folder: Path, paths: Iterable[Path]) -> None:
@@ -90,22 +113,31 @@ def remove_resting(folder: Path, paths: Iterable[Path]) -> None:
     for path in paths:
         path.rename(path.with_name(path.name + GONE))
     for path in folder.glob("*" + GONE):
-        with path.open("r+b") as file:
-            size = file.seek(0, os.SEEK_END) if _is_ours_alone(file.fileno()) else 0
-            while size > FREED_BYTES:
-                size -= FREED_BYTES
-                file.truncate(size)
-                time.sleep(FREED_REST_S)
-        path.unlink()
+        # Another may be at it too.
+        with suppress(FileNotFoundError):
+            _shorten(path)
+            path.unlink()
+
+
+def _shorten(path: Path) -> None:
+    with path.open("r+b") as file:
+        size = file.seek(0, os.SEEK_END) if _is_ours_alone(file.fileno()) else 0
+        while size > FREED_BYTES:
+            size -= FREED_BYTES
+            file.truncate(size)
+            time.sleep(FREED_REST_S)
 
 
 def _is_ours_alone(descriptor: int) -> bool:
     """Whether nobody reads the file, nor knows it by another name: what they see must stay."""
     if os.fstat(descriptor).st_nlink > 1:
         return False
+    # Who opens a leased file has its holder sent a signal: one that ends nobody.
+    fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
     try:
         # Linux leases a file for writing only where no other descriptor of it is open.
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
     except OSError:
         return False
+    fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     return True

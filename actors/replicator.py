@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from actors.backup import Piece
+from actors.backup import MORE, Piece
 from actors.journal import Journal
 from actors.log_files import encoded
 from actors.snapshot import snapshot_end, snapshots
@@ -227,7 +227,10 @@ class Replicator:
     def _on_frame(self, op: int, status: int, meta: bytes, body: bytes) -> None:
         now_s = self._loop.time()
         if op == Op.SNAPSHOT:
-            self._do(self.primary.seeded(now_s))
+            if meta == MORE:
+                self.primary.seeding(now_s)
+            else:
+                self._do(self.primary.seeded(now_s))
             return
         for action in self.primary.receive(_decode(meta), now_s):
             if isinstance(action, TakeIn):

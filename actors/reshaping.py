@@ -141,8 +141,8 @@ class Reshaper:
     @property
     def needed(self) -> set[str]:
         """Shards whose copies must stay, whatever the table says: those of a target that still
-        copies are named by nothing else."""
-        return {*self._coordinator.names, *self.busy}
+        copies are named by nothing else, nor those of a source that tells where its range went."""
+        return {*self._coordinator.names, *self.busy, *self._leaving}
 
     def act(self, plan: Plan) -> None:
         """Do what the plan says; what can't be done now is planned again."""

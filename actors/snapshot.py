@@ -89,8 +89,11 @@ def snapshots(folder: Path) -> list[Path]:
     return sorted(folder.glob("snap-*.bin"))
 
 
-def write_snapshot(state: ShardState, folder: Path, end: End) -> Path:
-    """Write the state as of `end`; returns the file, which is durable then."""
+def write_snapshot(state: ShardState, folder: Path, end: End, hurried: bool = False) -> Path:
+    """Write the state as of `end`; returns the file, which is durable then.
+
+    hurried  somebody waits for it
+    """
     arrays = _arrays(state)
     meta = _Meta(
         VERSION,
@@ -132,7 +135,7 @@ def write_snapshot(state: ShardState, folder: Path, end: End) -> Path:
             file.write(encoded)
             for entry, array in zip(meta.arrays, arrays.values(), strict=True):
                 file.seek(entry.offset)
-                write_resting(file, array.view(np.uint8).data)
+                write_resting(file, array.view(np.uint8).data, hurried)
             file.flush()
             os.fsync(file.fileno())
     except OSError:

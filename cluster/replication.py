@@ -266,6 +266,10 @@ class Primary:
             self._goal_seq = self.local_seq
         return self._join()
 
+    def seeding(self, now_s: float) -> None:
+        """A new copy has taken a piece of a snapshot: it lives, whatever its beats wait for."""
+        self.heard_s = now_s
+
     def seeded(self, now_s: float) -> list[Action]:
         """A new copy has taken a snapshot to begin with: where does it end now?"""
         if self.link is not L.CATCHING_UP:

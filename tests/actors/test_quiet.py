@@ -84,7 +84,7 @@ def niceness():
 async def run():
     assert await quietly(niceness) == NICE
     began = starting_niceness()
-    assert began in (0, NICE) and niceness() == 0, "asking changes nothing"
+    assert began == (NICE if os.geteuid() == 0 else 0) and niceness() == 0
     os.setpriority(os.PRIO_PROCESS, 0, began)
     come_first()
     assert niceness() == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import shutil
 import time
 from collections.abc import Awaitable, Callable
@@ -12,8 +13,9 @@ import msgspec
 import pytest
 
 from actors import backup, custody, replicator
+from actors.backup import Follower, Piece
 from actors.compact import compact, tidy
-from actors.copies import CopyFolder, copies_here
+from actors.copies import CopyFolder, CopyState, copies_here
 from actors.custody import Custody, Place, Pulse
 from actors.epoch_store import FileEpochStore
 from actors.owner import Owned, Surroundings, take_ownership
@@ -29,6 +31,7 @@ from cluster.keys import HASH_SPACE, KeyRange
 from cluster.levels import Level
 from cluster.ownership import EpochStore, NotEntitled
 from cluster.replication import LEASE_S, Standing
+from cluster.replication_messages import Seal, Sealed
 from tests.actors.local_nodes import SECRET, LocalNodes
 
 SERVER = Caller("s", "default")
@@ -386,3 +389,43 @@ def test_two_processes_never_own_one_copy(tmp_path: Path, monkeypatch: pytest.Mo
         assert (await world.start()).owned.claim.epoch == epoch + 1
 
     with_world(tmp_path, act, nodes=1)
+
+
+def test_a_snapshot_with_a_piece_that_failed_is_never_begun_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = msgspec.structs.replace(CONFIG, data_dir=str(tmp_path))
+
+    async def act() -> None:
+        folder = CopyFolder(config, "0", "c1")
+        folder.create(CopyState(made_for=1))
+        follower = Follower(folder, config)
+        assert isinstance(await follower.seal(Seal(1)), Sealed)
+        pieces = [Piece("snap-0000000000000009.bin", at, at == 6) for at in (0, 3, 6)]
+        write, failing = follower._write_piece, True
+
+        def flaky(offset: int, data: bytes) -> None:
+            if offset == 3 and failing:
+                raise OSError(errno.EIO, "a bad block")
+            write(offset, data)
+
+        monkeypatch.setattr(follower, "_write_piece", flaky)
+        # All three came in one read.
+        taken = await asyncio.gather(
+            *(follower.take_piece(1, piece, b"abc") for piece in pieces), return_exceptions=True
+        )
+        assert taken[0] is True
+        assert isinstance(taken[1], OSError)
+        assert taken[2] is False
+        assert not list(folder.path.glob("snap-*"))
+        # The owner begins again, and an older one has no say in it.
+        failing = False
+        assert await follower.take_piece(1, pieces[0], b"abc")
+        assert not await follower.take_piece(0, pieces[1], b"xyz")
+        assert await follower.take_piece(1, pieces[1], b"def")
+        with pytest.raises(WalCorrupt):
+            await follower.take_piece(1, pieces[2], b"ghi")
+        assert (folder.path / pieces[0].name).read_bytes() == b"abcdefghi"
+        assert not follower.running
+
+    asyncio.run(act())
