@@ -8,6 +8,8 @@ BIN    := $(VENV)/bin
 # Compiled kernels live with the project: compiled once, used by every process of every run.
 export NUMBA_CACHE_DIR ?= $(CURDIR)/.cache/numba
 export RAY_USAGE_STATS_ENABLED ?= 0
+# Several onehops start at once in the tests, on few cores: none of them is to yield to the others.
+test soak: export RAY_worker_niceness = 0
 # No step may wait for an answer on a terminal.
 export PIP_NO_INPUT = 1
 export DEBIAN_FRONTEND = noninteractive

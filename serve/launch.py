@@ -41,6 +41,7 @@ LOG = logging.getLogger("onehop.serve")
 RAY_ATTEMPTS = 3
 READY_S = 60.0
 GRACE_S = 3.0
+NICENESS = "RAY_worker_niceness"
 SAVE_S = 10.0
 POLL_S = 0.05
 REPORT_S = 2.0
@@ -204,8 +205,8 @@ def serve_environment(config: Config, run_dir: Path) -> dict[str, str]:
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(row.start),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(row.stop),
         # Ray runs workers at nice 15. Ours start at less, so that a start costs people nothing, and
-        # who answers people yields to nobody.
-        "RAY_worker_niceness": str(starting_niceness()),
+        # who answers people yields to nobody. Whoever set another has a reason.
+        NICENESS: os.environ.get(NICENESS) or str(starting_niceness()),
         # Serve kills a proxy that is not ready in time, and then fails: on a busy machine,
         # five seconds are not even enough to import it.
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": str(READY_S),

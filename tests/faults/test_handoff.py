@@ -17,7 +17,7 @@ from tests.faults.conftest import judge, new_load
 from tests.faults.load import Load
 from tests.faults.onehop import COORDINATOR, GATEWAY, SHARD, Onehop
 
-pytestmark = [pytest.mark.cluster, pytest.mark.faults, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.faults, pytest.mark.timeout(900)]
 
 AGAIN = 20
 SETTLE_S = 60.0

@@ -27,7 +27,7 @@ from tests.faults.onehop import (
     Onehop,
 )
 
-pytestmark = [pytest.mark.cluster, pytest.mark.faults, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.faults, pytest.mark.timeout(900)]
 
 AGAIN = 20
 """Answers to calls that began after a fault: then it is over."""

@@ -14,7 +14,7 @@ from serve.processes import alive
 from tests.faults.conftest import SMALL, judge, new_load, put_item
 from tests.faults.onehop import GCS, RAYLET, Onehop
 
-pytestmark = [pytest.mark.cluster, pytest.mark.faults, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.faults, pytest.mark.timeout(900)]
 
 
 @pytest.mark.parametrize(("word", "kills"), [(RAYLET, 5), (GCS, 3)], ids=["raylet", "gcs"])
