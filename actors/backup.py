@@ -193,18 +193,13 @@ class Follower:
         Pieces may be given before those before them are written. The first one begins anew, also
         after one that failed. Raises OSError.
         """
-
-        def wanted() -> bool:
-            gate, empty = self.gate, self.gate.next_seq == 1
-            return epoch == gate.sealed and empty and self._writer is not None
-
         async with self._piece_turn:
-            if not wanted() or piece.offset not in (0, self._piece_at):
+            if not self._is_empty_for(epoch) or piece.offset not in (0, self._piece_at):
                 return False
             # Until it is on the disk none may follow.
             self._piece_at = 0
             await quietly(self._write_piece, piece.offset, data)
-            if not wanted():
+            if not self._is_empty_for(epoch):
                 return False
             if piece.last:
                 try:
@@ -216,6 +211,10 @@ class Follower:
             else:
                 self._piece_at = piece.offset + len(data)
             return True
+
+    def _is_empty_for(self, epoch: int) -> bool:
+        gate = self.gate
+        return self._writer is not None and gate.next_seq == 1 and gate.sealed == epoch
 
     def _write_piece(self, offset: int, data: bytes) -> None:
         flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if offset == 0 else 0)
