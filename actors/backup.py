@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -240,10 +239,10 @@ class Follower:
         self._writer = CopyWriter(
             self._folder.path,
             end,
-            end.epoch,
-            lambda seq: self._tell(self._durable),
-            lambda error: self._tell(self._fail, error),
+            lambda seq: self._durable(),
+            self._fail,
             self._config.wal_segment_bytes,
+            self._loop,
         )
         if self._compacter is None:
             self._compacter = self._loop.create_task(self._compact())
@@ -259,12 +258,6 @@ class Follower:
         LOG.critical("copy %s fails: %s", self._folder.path, error)
         self.failed = error
         self._waiting.clear()
-
-    def _tell(self, act: Callable[..., None], *args: Any) -> None:
-        try:
-            self._loop.call_soon_threadsafe(act, *args)
-        except RuntimeError:
-            return  # The loop has ended.
 
     async def _compact(self) -> None:
         while True:

@@ -1,4 +1,4 @@
-"""How the disk under a log behaves: counted by the thread that writes, read by the loop."""
+"""How the disk under a log behaves: counted as its batches become durable."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from actors.stages import BUCKETS, bucket_of, histogram
 
 
 class DiskStats:
-    """Counts of one log since its start. One writer; a reader may be a batch behind."""
+    """Counts of one log since its start."""
 
     def __init__(self) -> None:
         self.batches = 0

@@ -31,9 +31,9 @@ WAITING_RECORDS_MAX = 50_000
 class Journal:
     """The loop's side of a `WalWriter`. All methods are called in the loop.
 
-    on_failed  called in the loop, once, when the log can't go on: nothing may be acknowledged
+    on_failed  called once, when the log can't go on: nothing may be acknowledged
     primary    the owner that this log is of; None: one without a backup
-    on_batch   called in the loop with each batch on its way to the disk
+    on_batch   called with each batch before it is written
     """
 
     def __init__(
@@ -59,10 +59,11 @@ class Journal:
             folder,
             end,
             self.primary.epoch,
-            lambda seq: self._tell(self._durable),
-            lambda error: self._tell(self._fail, error),
+            lambda seq: self._durable(),
+            self._fail,
             segment_bytes,
-            None if on_batch is None else lambda batch: self._tell(on_batch, batch),
+            on_batch,
+            self._loop,
         )
         self.append = self.writer.append
 
@@ -116,12 +117,12 @@ class Journal:
         waiting.append((last_seq, act, refuse))
 
     def listen(self, listener: Callable[[Written], None] | None) -> None:
-        """Tell of batches from now on, in the loop, beside whom they are told to anyway."""
+        """Tell of batches from now on, beside whom they are told to anyway."""
         told = [one for one in (self._on_batch, listener) if one is not None]
 
         def tell(batch: Written) -> None:
             for one in told:
-                self._tell(one, batch)
+                one(batch)
 
         self.writer.on_batch = tell if told else None
 
@@ -191,12 +192,6 @@ class Journal:
         """Make durable what was appended, then stop."""
         self.writer.close()
         self._durable()
-
-    def _tell(self, act: Callable[..., None], *args: Any) -> None:
-        try:
-            self._loop.call_soon_threadsafe(act, *args)
-        except RuntimeError:
-            return  # The loop has ended, and with it all who waited.
 
     def _durable(self) -> None:
         self._durable_s = self._loop.time()

@@ -153,7 +153,6 @@ class _Log:
         writer = CopyWriter(
             self._folder.path,
             self.end,
-            self.end.epoch,
             lambda seq: None,
             errors.append,
             self._config.wal_segment_bytes,

@@ -1,23 +1,27 @@
 """Writes a shard's log: group commit in a thread of its own, so that the event loop never waits.
 
-The loop appends records and is told when they are durable. While one batch is being synced the
-next one gathers; all that gathered leaves in one write and one fsync. An fsync that fails is never
-tried again: the log is failed for good, and nothing more is acknowledged.
+While one batch is being written and synced the next one gathers; all that gathered leaves in one
+write and one fsync. An fsync that fails is never tried again: the log is failed for good, and
+nothing more is acknowledged.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import os
 import select
 import threading
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter_ns
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+import numpy as np
 
 from actors.disk_stats import DiskStats
+from actors.disk_thread import ASKED, CLOSE, CONTROL, DESCRIPTOR, ERROR, FAILED, SYNC_NS, serve
 from actors.wal import (
     BATCH_BYTES_MAX,
     RECORD_BYTES_MAX,
@@ -34,6 +38,8 @@ from actors.watermark import IDLE_S, Watermark
 LOG = logging.getLogger("onehop.actors")
 
 SEGMENT_BYTES = 64 << 20
+_TURNED, _ENDED = -1, -2
+"""In place of a result's errno: a segment has begun; the thread has met an error of its own."""
 
 
 class Written(NamedTuple):
@@ -46,12 +52,21 @@ class Written(NamedTuple):
     crc: int
 
 
-class WalWriter:
-    """Appends after `end`, the end of what was read.
+class _Start(NamedTuple):
+    """Of a segment: what its header says."""
 
-    on_batch(batch)  called in the writer's thread before a batch is written, for a copy elsewhere
-    on_durable(seq)  called in the writer's thread when all up to `seq` is durable
-    on_failed(error) called in the writer's thread, once, when the log can't go on
+    epoch: int
+    first_seq: int
+    previous: int
+
+
+class WalWriter:
+    """Appends after `end`, the end of what was read. All methods are called in one thread.
+
+    on_durable(seq)  called when all up to `seq` is durable
+    on_failed(error) called once, when the log can't go on
+    on_batch(batch)  called before a batch is written, for a copy elsewhere
+    loop             learns of results by itself; None: by `wait`
 
     A spare segment is always allocated ahead. If there is no room for it, `has_room` turns False
     and the shard takes no more writes; what was taken still fits the current segment.
@@ -66,6 +81,7 @@ class WalWriter:
         on_failed: Callable[[OSError], None],
         segment_bytes: int = SEGMENT_BYTES,
         on_batch: Callable[[Written], None] | None = None,
+        loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self._folder = folder
         self.epoch = epoch
@@ -76,17 +92,15 @@ class WalWriter:
         self._segment_bytes = segment_bytes
         self._next_seq = end.next_seq
         self._crc = end.crc
-        self._pending: list[Any] = []
-        self._lock = threading.Lock()
-        # Not a Condition: who writes to a descriptor lets go of the interpreter, and the thread has
-        # its write under way while the loop still works on the turn. That halves what a disk adds.
-        self._wake = os.eventfd(0)
-        self._closing = False
+        self._pending: list[bytes] = []
+        self._batch: Written | None = None
+        """The one that is on its way to the disk."""
+        self._start: _Start | None = None
+        """Of the segment that the thread is asked to begin, for that batch."""
         self._sealing = False
         self.failed: OSError | None = None
         self.has_room = True
         self.durable_seq = end.next_seq - 1
-        self._durable_end = (end.next_seq - 1, end.crc)
         self.disk = DiskStats()
         folder.mkdir(parents=True, exist_ok=True)
         self._descriptor, self._offset = self._open_end(end)
@@ -94,6 +108,12 @@ class WalWriter:
         self._mark = Watermark(folder, end.next_seq - 1)
         self._spare: int | None = None
         self._refill_spare()
+        self._memory = np.zeros(SYNC_NS + 1, np.int64)
+        self._asked, self._told = os.eventfd(0), os.eventfd(0)
+        self._error: Exception | None = None
+        self._loop = loop
+        if loop is not None:
+            loop.add_reader(self._told, self._settle)
         self._thread = threading.Thread(target=self._run, name="wal", daemon=True)
         self._thread.start()
 
@@ -109,105 +129,147 @@ class WalWriter:
         """
         if len(record) > RECORD_BYTES_MAX:
             raise ValueError(f"a record must be <= {RECORD_BYTES_MAX} bytes, got {len(record)}")
-        with self._lock:
-            if self.failed is not None:
-                raise self.failed
-            self._pending.append(record)
-            self._next_seq += 1
-            seq, first = self._next_seq - 1, len(self._pending) == 1
-        # Waking the thread for the first record only: the rest joins its batch or the next.
-        if first:
-            os.eventfd_write(self._wake, 1)
+        if self.failed is not None:
+            raise self.failed
+        self._pending.append(record)
+        self._next_seq += 1
+        seq = self._next_seq - 1
+        # The disk works while the loop still does this turn; what comes meanwhile shares a batch.
+        if self._batch is None:
+            self._write_next()
         return seq
 
     def seal(self) -> None:
         """Let what is appended from now on begin a new segment."""
         self._sealing = True
 
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Wait for a result, and do what it brings about."""
+        poller = select.poll()
+        poller.register(self._told, select.POLLIN)
+        if poller.poll(None if timeout_s is None else timeout_s * 1e3):
+            self._settle()
+
     def close(self) -> None:
         """Make durable what was appended, then end the thread."""
-        self._closing = True
-        os.eventfd_write(self._wake, 1)
+        if self._loop is not None:
+            self._loop.remove_reader(self._told)
+        while self._batch is not None and self.failed is None:
+            self.wait()
+        self._ask(CLOSE)
         self._thread.join()
         self._mark.close()
-        for descriptor in (self._descriptor, self._spare, self._wake):
+        for descriptor in (self._asked, self._told, self._descriptor, self._spare):
             if descriptor is not None:
                 os.close(descriptor)
 
+    def _write_next(self) -> None:
+        """Give the disk the next batch, if there is one."""
+        try:
+            self._batch = batch = self._next_batch()
+            if batch is None:
+                return
+            # Without a spare it must wait: what was taken needs the room that is left.
+            sealed = self._sealing and self._spare is not None
+            if sealed or self._offset + len(batch.data) > self._segment_bytes:
+                self._sealing = False
+                self._start = _Start(self.epoch, batch.first_seq, batch.previous)
+                self._ask(CONTROL)
+            else:
+                self._write(batch)
+        except Exception as error:
+            # Whatever it was: a log that ends in silence leaves all who wait waiting.
+            self._fail(error)
+
+    def _next_batch(self) -> Written | None:
+        records, size = self._pending, 0
+        for count, record in enumerate(records):
+            size += len(record) + 4
+            if size > BATCH_BYTES_MAX:
+                records, self._pending = records[:count], records[count:]
+                break
+        else:
+            self._pending = []
+        if not records:
+            return None
+        first_seq, previous = self._next_seq - len(self._pending) - len(records), self._crc
+        data, self._crc = encode_batch(self.epoch, first_seq, previous, records)
+        batch = Written(data, first_seq, len(records), previous, self._crc)
+        if self.on_batch is not None:
+            self.on_batch(batch)
+        return batch
+
+    def _write(self, batch: Written) -> None:
+        size = len(batch.data)
+        address = np.frombuffer(batch.data, np.uint8).__array_interface__["data"][0]
+        self._ask(self._descriptor, address, size, self._offset)
+
+    def _ask(self, descriptor: int, address: int = 0, size: int = 0, offset: int = 0) -> None:
+        self._memory[DESCRIPTOR:ERROR] = descriptor, address, size, offset
+        os.eventfd_write(self._asked, 1)
+
+    def _settle(self) -> None:
+        """Take the thread's result."""
+        os.eventfd_read(self._told)
+        if self.failed is not None:
+            return
+        code, sync_ns = self._memory[ERROR:].tolist()
+        if code not in (0, _TURNED):
+            self._fail(self._error or OSError(code, os.strerror(code)))
+            return
+        batch = self._batch
+        assert batch is not None
+        if code == _TURNED:
+            self._write(batch)
+        else:
+            self._offset += len(batch.data)
+            self.disk.wrote(batch.records_n, len(batch.data), sync_ns)
+            self._made_durable(batch)
+            self._write_next()
+            self._on_durable(self.durable_seq)
+
+    def _made_durable(self, batch: Written) -> None:
+        self.durable_seq = batch.first_seq + batch.records_n - 1
+        self._mark.note(self.durable_seq)
+
+    def _fail(self, error: Exception) -> None:
+        self.failed = error if isinstance(error, OSError) else OSError(repr(error))
+        LOG.critical("the log in %s failed and is written no more: %s", self._folder, self.failed)
+        self._on_failed(self.failed)
+
+    # What the thread does within the interpreter; `_batch` waits for it, if it is asked to.
+
     def _run(self) -> None:
-        poller = select.poll()
-        poller.register(self._wake, select.POLLIN)
-        while True:
-            idle = not (self._pending or self._closing or self._wait(poller))
-            with self._lock:
-                records, self._pending = self._pending, []
-                closing = self._closing
-                last_seq = self._next_seq - 1
-            try:
-                if records:
-                    self._write(records, last_seq - len(records) + 1)
-                    self._mark.note(last_seq)
-                    self.durable_seq = last_seq
-                    self._on_durable(last_seq)
-                elif idle or closing:
+        memory = self._memory
+        try:
+            while True:
+                idle_ms, written = int(IDLE_S * 1e3), not self._mark.flushed
+                full = self._spare is None
+                why = serve(self._asked, self._told, memory, idle_ms, written, full)
+                if why == FAILED:
+                    return
+                if why == ASKED and memory[DESCRIPTOR] == CONTROL:
+                    self._turn()
+                    self._tell(_TURNED)
+                else:
                     self._mark.flush()
-                    if closing:
+                    if why == ASKED:
                         return
                 if self._spare is None:
                     self._refill_spare()
-            except Exception as error:
-                # Whatever it was: a thread that ends in silence leaves all who wait waiting.
-                self._fail(error if isinstance(error, OSError) else OSError(repr(error)))
-                return
+        except Exception as error:
+            self._error = error
+            self._tell(_ENDED)
 
-    def _wait(self, poller: select.poll) -> bool:
-        """Wait for records or the end; False if none came and there is something else to do."""
-        due = self._spare is None or not self._mark.flushed
-        if not poller.poll(IDLE_S * 1e3 if due else None):
-            return False
-        os.eventfd_read(self._wake)
-        return True
-
-    def _fail(self, error: OSError) -> None:
-        LOG.critical("the log in %s failed and will not be written again: %s", self._folder, error)
-        with self._lock:
-            self.failed = error
-        self._on_failed(error)
-
-    def _write(self, records: list[bytes], first_seq: int) -> None:
-        """Write records as one batch, or as several if they are large, and sync."""
-        start = 0
-        while start < len(records):
-            stop, size = start, 0
-            while stop < len(records) and size + len(records[stop]) + 4 <= BATCH_BYTES_MAX:
-                size += len(records[stop]) + 4
-                stop += 1
-            data, crc = encode_batch(self.epoch, first_seq + start, self._crc, records[start:stop])
-            batch = Written(data, first_seq + start, stop - start, self._crc, crc)
-            on_batch = self.on_batch
-            if on_batch is not None:
-                on_batch(batch)
-            self._write_batch(batch)
-            start = stop
-
-    def _write_batch(self, batch: Written) -> None:
-        data = batch.data
-        # Without a spare it must wait: what was taken needs the room that is left.
-        sealed = self._sealing and self._spare is not None
-        if sealed or self._offset + len(data) > self._segment_bytes:
-            self._sealing = False
-            self._rotate(batch.first_seq)
-        _write_all(self._descriptor, data, self._offset)
-        started_ns = perf_counter_ns()
-        os.fdatasync(self._descriptor)
-        self.disk.wrote(batch.records_n, len(data), perf_counter_ns() - started_ns)
-        self._offset += len(data)
-        self._crc = batch.crc
+    def _tell(self, code: int) -> None:
+        self._memory[ERROR] = code
+        os.eventfd_write(self._told, 1)
 
     def _open_end(self, end: End) -> tuple[int, int]:
         """Descriptor and offset for the next batch; a torn tail behind it is zeroed."""
         if end.path is None:
-            return self._begin(self._allocate(), end.next_seq), SEGMENT_BYTES_HEADER
+            start = _Start(self.epoch, end.next_seq, end.crc)
+            return self._begin(self._allocate(), start), SEGMENT_BYTES_HEADER
         descriptor = os.open(end.path, os.O_RDWR)
         size = os.fstat(descriptor).st_size
         os.ftruncate(descriptor, end.offset)
@@ -215,22 +277,23 @@ class WalWriter:
         os.fsync(descriptor)
         return descriptor, end.offset
 
-    def _rotate(self, first_seq: int) -> None:
+    def _turn(self) -> None:
+        """Begin the segment that is asked for."""
         if self._spare is None:
             self._refill_spare()
         if self._spare is None:
             raise OSError(errno.ENOSPC, "no room for another log segment")
+        assert self._start is not None
         os.close(self._descriptor)
-        self._descriptor = self._begin(self._spare, first_seq)
-        self._spare = None
+        self._descriptor, self._spare = self._spare, None
+        self._begin(self._descriptor, self._start)
         self._offset = SEGMENT_BYTES_HEADER
-        self._refill_spare()
 
-    def _begin(self, descriptor: int, first_seq: int) -> int:
-        """Turn an allocated segment into the one that begins with `first_seq`."""
-        _write_all(descriptor, encode_segment(self.epoch, first_seq, self._crc), 0)
+    def _begin(self, descriptor: int, start: _Start) -> int:
+        """Turn an allocated segment into the one that begins so."""
+        _write_all(descriptor, encode_segment(*start), 0)
         os.fsync(descriptor)
-        (self._folder / "spare").rename(segment_path(self._folder, first_seq))
+        (self._folder / "spare").rename(segment_path(self._folder, start.first_seq))
         fsync_folder(self._folder)
         return descriptor
 
@@ -260,38 +323,51 @@ class WalWriter:
 class CopyWriter(WalWriter):
     """Writes batches that were made elsewhere, byte for byte: the same log, another copy of it."""
 
-    @property
-    def durable_end(self) -> tuple[int, int]:
+    def __init__(
+        self,
+        folder: Path,
+        end: End,
+        on_durable: Callable[[int], None],
+        on_failed: Callable[[OSError], None],
+        segment_bytes: int = SEGMENT_BYTES,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(folder, end, end.epoch, on_durable, on_failed, segment_bytes, None, loop)
+        self._waiting: deque[tuple[Written, bool]] = deque()
+        self.durable_end = (end.next_seq - 1, end.crc)
         """The last durable sequence number, and the crc of its batch."""
-        return self._durable_end
 
     @property
     def end(self) -> End:
         """Where the log ends, once it is closed."""
         path = segments(self._folder)[-1]
-        return End(self._next_seq, self.epoch, path, self._offset, self._crc)
+        return End(self._next_seq, self.epoch, path, self._offset, self.durable_end[1])
 
     def append_batch(self, batch: Written, begins: bool = False) -> None:
         """Take one batch, the next. It is durable after `on_durable`. Raises OSError.
 
         begins  a new segment is to begin with it
         """
-        with self._lock:
-            if self.failed is not None:
-                raise self.failed
-            if batch.first_seq != self._next_seq:
-                raise OSError(f"batch {batch.first_seq} is not {self._next_seq}, the next")
-            self._pending.append((batch, begins))
-            self._next_seq += batch.records_n
-        os.eventfd_write(self._wake, 1)
+        if self.failed is not None:
+            raise self.failed
+        if batch.first_seq != self._next_seq:
+            raise OSError(f"batch {batch.first_seq} is not {self._next_seq}, the next")
+        self._waiting.append((batch, begins))
+        self._next_seq += batch.records_n
+        if self._batch is None:
+            self._write_next()
 
-    def _write(self, records: list[Any], first_seq: int) -> None:
-        # Each is synced before the next is written: only the very last may ever be torn.
-        for batch, begins in records:
-            if begins:
-                self.seal()
-            self._write_batch(batch)
-            self._durable_end = (batch.first_seq + batch.records_n - 1, batch.crc)
+    def _next_batch(self) -> Written | None:
+        if not self._waiting:
+            return None
+        batch, begins = self._waiting.popleft()
+        if begins:
+            self.seal()
+        return batch
+
+    def _made_durable(self, batch: Written) -> None:
+        super()._made_durable(batch)
+        self.durable_end = (self.durable_seq, batch.crc)
 
 
 def _write_all(descriptor: int, data: bytes, offset: int) -> None:

@@ -27,7 +27,7 @@ _BYTES = 4096
 
 
 class Watermark:
-    """The writer's side. Methods are called in its thread, and before and after its life."""
+    """The writer's side."""
 
     def __init__(self, folder: Path, seq: int) -> None:
         descriptor = os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o600)
@@ -49,9 +49,10 @@ class Watermark:
         self.flushed = False
 
     def flush(self) -> None:
-        """Raises OSError."""
-        self._map.flush()
+        """From any thread. Raises OSError."""
+        # In this order: a note made meanwhile is not on the disk.
         self.flushed = True
+        self._map.flush()
 
     def close(self) -> None:
         self._map.close()

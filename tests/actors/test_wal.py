@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import random
 import shutil
-import threading
 from pathlib import Path
 
 import pytest
@@ -18,12 +18,14 @@ from actors.wal import (
     RECORD_BYTES_MAX,
     SECTOR,
     SEGMENT_BYTES_HEADER,
+    End,
     Reader,
     WalCorrupt,
     read_segment,
     segments,
 )
 from actors.wal_writer import SEGMENT_BYTES, WalWriter
+from actors.watermark import Watermark
 
 
 class Log:
@@ -32,24 +34,16 @@ class Log:
     def __init__(self, folder: Path, epoch: int = 1, segment_bytes: int = 1 << 16) -> None:
         reader = Reader(folder)
         self.found = [r for batch in reader for r in batch.records]
-        self.durable = threading.Semaphore(0)
         self.errors: list[OSError] = []
         self.writer = WalWriter(
-            folder, reader.end, epoch, self._durable, self._failed, segment_bytes
+            folder, reader.end, epoch, lambda seq: None, self.errors.append, segment_bytes
         )
-
-    def _durable(self, seq: int) -> None:
-        self.durable.release()
-
-    def _failed(self, error: OSError) -> None:
-        self.errors.append(error)
-        self.durable.release()
 
     def batch(self, *records: bytes) -> None:
         for record in records:
             self.writer.append(record)
         while self.writer.durable_seq < self.writer.last_seq and not self.errors:
-            assert self.durable.acquire(timeout=10)
+            self.writer.wait(10.0)
 
 
 def wal_full(log: Log) -> bool:
@@ -239,25 +233,55 @@ def test_a_missing_or_exchanged_segment_is_found(tmp_path: Path) -> None:
         read(tmp_path / "b")
 
 
-def test_a_failed_sync_fails_the_log_for_good(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("device", "code"), [("/dev/full", errno.ENOSPC), (os.devnull, errno.EINVAL)]
+)
+def test_a_failed_write_or_sync_fails_the_log_for_good(
+    tmp_path: Path, device: str, code: int
 ) -> None:
     log = Log(tmp_path)
     log.batch(b"first")
-    calls = []
+    # One fails to write, the other to sync.
+    descriptor = os.open(device, os.O_WRONLY)
+    os.dup2(descriptor, log.writer._descriptor)
+    os.close(descriptor)
+    log.batch(b"second")
+    assert [error.errno for error in log.errors] == [code]
+    with pytest.raises(OSError, match=os.strerror(code)):
+        log.writer.append(b"third")
+    log.writer.close()
+    assert read(tmp_path) == [b"first"]
 
-    def refuse(descriptor: int) -> None:
-        calls.append(descriptor)
+
+def test_an_error_beside_the_batches_fails_the_log_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wal_writer, "IDLE_S", 0.01)
+    log = Log(tmp_path)
+
+    def refuse(mark: Watermark) -> None:
         raise OSError(errno.EIO, "injected")
 
-    monkeypatch.setattr(os, "fdatasync", refuse)
-    log.batch(b"second")
+    monkeypatch.setattr(Watermark, "flush", refuse)
+    log.batch(b"first")
+    log.writer.wait(10.0)
     assert [error.errno for error in log.errors] == [errno.EIO]
-    with pytest.raises(OSError, match="injected"):
-        log.writer.append(b"third")
-    assert len(calls) == 1
-    monkeypatch.undo()
     log.writer.close()
+
+
+def test_a_loop_hears_of_what_is_durable(tmp_path: Path) -> None:
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        durable: asyncio.Queue[int] = asyncio.Queue()
+        end = End(1, 0, None, 0, 0)
+        writer = WalWriter(tmp_path, end, 1, durable.put_nowait, print, 1 << 16, None, loop)
+        for number in range(3):
+            writer.append(record(number, 10))
+        assert [await asyncio.wait_for(durable.get(), 10) for _ in range(2)] == [1, 3]
+        writer.close()
+
+    asyncio.run(run())
+    assert read(tmp_path) == [record(number, 10) for number in range(3)]
 
 
 def test_no_room_for_a_spare_segment_is_told_before_the_log_is_full(

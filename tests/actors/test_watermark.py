@@ -89,6 +89,6 @@ def test_a_log_that_is_idle_has_its_note_on_the_disk(
     for _ in range(500):
         if log.writer._mark.flushed:
             break
-        log.durable.acquire(timeout=0.01)
+        log.writer.wait(0.01)
     assert log.writer._mark.flushed
     log.writer.close()

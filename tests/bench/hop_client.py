@@ -44,6 +44,7 @@ from tests.bench.hop_work import (
 
 ITEMS_CHUNK = 500
 FILL_INFLIGHT = 256
+BUSY_S = 0.05
 
 # A person's id and a decide body that holds it -> the answer.
 Ask = Callable[[str, bytes], Awaitable[bytes]]
@@ -59,6 +60,10 @@ class Reply(msgspec.Struct):
 
 
 _replies = msgspec.json.Decoder(list[Reply])
+
+
+class Busy(RuntimeError):
+    """Status 429: it is to be asked again after a pause."""
 
 
 class Stream(asyncio.Protocol):
@@ -136,7 +141,8 @@ class Stream(asyncio.Protocol):
                 if reply.status == 200:
                     future.set_result(bytes(reply.answer))
                 else:
-                    future.set_exception(RuntimeError(bytes(reply.problem).decode()))
+                    kind = Busy if reply.status == 429 else RuntimeError
+                    future.set_exception(kind(bytes(reply.problem).decode()))
 
     def _message(self) -> bytes | None:
         """The next complete text message of the buffer."""
@@ -249,7 +255,13 @@ async def fill(flags: argparse.Namespace) -> None:
             ]
             rest = {"userId": person_id(person), "events": events}
             tail = b'",' + json.dumps(rest, separators=(",", ":")).encode()[1:]
-            await call("", body(f"fill{person:020d}", tail))
+            request = body(f"fill{person:020d}", tail)
+            while True:
+                try:
+                    await call("", request)
+                    break
+                except Busy:
+                    await asyncio.sleep(BUSY_S)
 
     async with askers("ws", flags.port, None, FILL_INFLIGHT) as callers:
         await asyncio.gather(*(caller(call) for call in callers))
