@@ -44,7 +44,7 @@ def compact(folder: Path, config: Config) -> Path | None:
             return None
         *sealed, active = found
         state = ShardState("compact", KeyRange(0, HASH_SPACE), config, learns=False)
-        end = replay(state, folder, sealed)
+        end = replay(state, folder, sealed, hurried=False)
         if end.next_seq != first_seq_of(active):
             raise WalCorrupt(str(sealed[-1]), end.offset, f"ends before {active.name} begins")
         return write_snapshot(state, folder, end)

@@ -8,6 +8,7 @@ loop learns of a result as of any other readiness.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -70,11 +71,12 @@ def _sync(descriptor: Any) -> Any:
     return 0
 
 
-@njit("int64(int64, int64, int64[::1], int64, boolean, boolean)", cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def serve(asked: Any, told: Any, memory: Any, idle_ms: Any, written: Any, busy_too: Any) -> Any:
     """Do what is asked, one request after the other; returns why it ends.
 
     asked, told  descriptors of `eventfd`: there is a request; there is a result
+    memory       int64 [6], see above
     idle_ms      after so long without a request it returns IDLE, if it has `written` something,
                  now or before; and after so long in any case if `busy_too`
     """
@@ -101,3 +103,14 @@ def serve(asked: Any, told: Any, memory: Any, idle_ms: Any, written: Any, busy_t
         if error != 0:
             return FAILED
         written = True
+
+
+def warm_up() -> None:
+    """Compile `serve`, or load it, before a log waits for it."""
+    asked = os.eventfd(1)
+    memory = np.zeros(SYNC_NS + 1, np.int64)
+    memory[DESCRIPTOR] = CLOSE
+    try:
+        serve(asked, asked, memory, 0, False, False)
+    finally:
+        os.close(asked)

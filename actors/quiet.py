@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import gc
 import logging
 import os
 import signal
@@ -28,6 +29,7 @@ NICE = 5
 """Who answers gets the core at once, and it still gets a quarter of a busy one."""
 PIECE_BYTES = 256 << 10
 HURRIED_BYTES = 4 << 20
+WORK_S = 0.0005
 FREED_BYTES = 4 << 20
 FREED_REST_S = 0.02
 GONE = ".gone"
@@ -92,19 +94,42 @@ def come_first() -> None:
             os.setpriority(os.PRIO_PROCESS, int(thread), 0)
 
 
-def write_resting(file: BufferedWriter, data: memoryview, hurried: bool = False) -> None:
-    """Write and flush piece by piece, resting after each for as long as it took.
+def settle_memory() -> None:
+    """Of a process that is about to answer: what lives now lives for good, and the hot path makes
+    no cycles. The garbage collector looks seldom, since a long look stops everything."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 1000)
 
-    hurried  somebody waits: in larger pieces, and without rests
+
+class Pace:
+    """Work with rests, each as long as the work before it: who answers meanwhile has the core, its
+    cache and the way to memory for itself half of the time, whatever the priorities say.
+
+    hurried  somebody waits: there are no rests
     """
+
+    def __init__(self, hurried: bool = False) -> None:
+        self.hurried = hurried
+        self._since_s = time.monotonic()
+
+    def rest(self) -> None:
+        """Called often; rests once there was work for WORK_S."""
+        worked_s = time.monotonic() - self._since_s
+        if worked_s > WORK_S and not self.hurried:
+            time.sleep(worked_s)
+            self._since_s = time.monotonic()
+
+
+def write_resting(file: BufferedWriter, data: memoryview, hurried: bool = False) -> None:
+    """Write and flush piece by piece, with rests; if `hurried`, in larger pieces."""
     size = HURRIED_BYTES if hurried else PIECE_BYTES
+    pace = Pace(hurried)
     for at in range(0, len(data), size):
-        began_s = time.monotonic()
         file.write(data[at : at + size])
         file.flush()
         os.fdatasync(file.fileno())
-        if not hurried:
-            time.sleep(time.monotonic() - began_s)
+        pace.rest()
 
 
 def remove_resting(folder: Path, paths: Iterable[Path]) -> None:

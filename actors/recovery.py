@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from actors import records
-from actors.quiet import remove_resting
+from actors.quiet import Pace, remove_resting
 from actors.snapshot import read_snapshot, snapshots
 from actors.state import ShardState
 from actors.wal import End, Reader, WalCorrupt, first_seq_of, fsync_folder, segments
@@ -43,19 +43,24 @@ def lock_folder(folder: Path, wait_s: float = LOCK_WAIT_S, name: str = "lock") -
             time.sleep(0.05)
 
 
-def replay(state: ShardState, folder: Path, paths: list[Path] | None = None) -> End:
+def replay(
+    state: ShardState, folder: Path, paths: list[Path] | None = None, hurried: bool = True
+) -> End:
     """Fill an empty state from the newest snapshot and the log after it; returns the log's end.
 
-    paths  the segments to read, None = all
+    paths    the segments to read, None = all
+    hurried  somebody waits for it
     Raises WalCorrupt if snapshot or log can't be trusted: then the shard must not serve.
     """
     kept = snapshots(folder)
-    start = read_snapshot(kept[-1], state) if kept else End(1, 0, None, 0, 0)
+    start = read_snapshot(kept[-1], state, hurried) if kept else End(1, 0, None, 0, 0)
+    pace = Pace(hurried)
     reader = Reader(folder, start.next_seq, paths)
     for batch in reader:
         # The first segment may begin before the snapshot ends.
         for record in batch.records[max(start.next_seq - batch.first_seq, 0) :]:
             state.replay(records.decode(record))
+            pace.rest()
     if reader.end.path is None:
         if kept:
             # A segment is always open; without one, what came after the snapshot is lost.

@@ -6,7 +6,6 @@ All methods may interleave at their awaits; each touches the shard within one tu
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import secrets
@@ -37,7 +36,7 @@ from actors.model import Taken
 from actors.outgoing import Begun, Outgoing, Tail
 from actors.owner import Owned, Surroundings, take_ownership
 from actors.principals import Principals
-from actors.quiet import come_first, quietly
+from actors.quiet import come_first, quietly, settle_memory
 from actors.ray_shard import RaySourceLog
 from actors.replicator import Peer
 from actors.shard import Shard
@@ -98,7 +97,7 @@ class ShardActor:
                 else:
                     warm_up(self.config)
                     await self._take_ownership()
-                    self._settle_memory()
+                    settle_memory()
                 await self._serve()
         assert self.address is not None
         return self._started(self.address)
@@ -109,12 +108,6 @@ class ShardActor:
         documents = {n: t.documents.dump() for n, t in self.shard.tenants.items()}
         started = Started(*address, node_id, self.shard.epoch, catalogues, documents)
         return msgspec.msgpack.encode(started)
-
-    def _settle_memory(self) -> None:
-        # What lives now lives for good, and the hot path makes no cycles: look seldom.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(100_000, 50, 1000)
 
     async def _serve(self) -> None:
         """Let callers in, and begin what an owner does by itself."""
@@ -216,7 +209,7 @@ class ShardActor:
         # Soon people wait for it.
         come_first()
         self.owned = self.incoming.owned
-        self._settle_memory()
+        settle_memory()
         return self._started(("", 0))
 
     async def follow_sources(self) -> None:

@@ -26,7 +26,7 @@ from actors.catalogue import CatalogueDump
 from actors.documents import Stored
 from actors.open_decisions import OpenDecision
 from actors.outbox import Message
-from actors.quiet import write_resting
+from actors.quiet import Pace, write_resting
 from actors.recent import Answered, DecisionRecord
 from actors.state import ShardState
 from actors.wal import End, WalCorrupt, fsync_folder
@@ -95,6 +95,7 @@ def write_snapshot(state: ShardState, folder: Path, end: End, hurried: bool = Fa
     hurried  somebody waits for it
     """
     arrays = _arrays(state)
+    pace = Pace(hurried)
     meta = _Meta(
         VERSION,
         end.next_seq,
@@ -114,7 +115,7 @@ def write_snapshot(state: ShardState, folder: Path, end: End, hurried: bool = Fa
         state.loads.applied,
         state.dedupe.entries(),
         state.decisions.entries(),
-        [_Array(name, 0, array.nbytes, _crc(array)) for name, array in arrays.items()],
+        [_Array(name, 0, array.nbytes, _crc(array, pace)) for name, array in arrays.items()],
         state.dedupe.dropped_s,
         state.outbox.entries(),
         state.tombstones.entries(),
@@ -154,9 +155,10 @@ def snapshot_end(path: Path) -> End:
     return End(meta.next_seq, meta.epoch, None, 0, meta.crc)
 
 
-def read_snapshot(path: Path, state: ShardState) -> End:
+def read_snapshot(path: Path, state: ShardState, hurried: bool = True) -> End:
     """Fill an empty state; returns where the log goes on.
 
+    hurried  somebody waits for it
     Raises WalCorrupt if the file can't be trusted, ConfigError if the settings do not fit it.
     """
     with path.open("rb") as file:
@@ -183,7 +185,7 @@ def read_snapshot(path: Path, state: ShardState) -> End:
             "rows": store.rows[: sizes["rows"] // 64],
             "words": store.words[: sizes["words"] // 4],
         }
-        _read_arrays(path, file.fileno(), meta.arrays, targets)
+        _read_arrays(path, file.fileno(), meta.arrays, targets, Pace(hurried))
         for slot, limit in limits.items():
             store.heap[slot] = limit
     for name, kept in meta.tenants.items():
@@ -235,21 +237,30 @@ def _read_meta(path: Path, file: BufferedReader) -> _Meta:
 
 
 def _read_arrays(
-    path: Path, descriptor: int, entries: list[_Array], targets: dict[str, NDArray[Any]]
+    path: Path,
+    descriptor: int,
+    entries: list[_Array],
+    targets: dict[str, NDArray[Any]],
+    pace: Pace,
 ) -> None:
     """Fill the targets, pieces ahead in threads; checksums follow while a piece is in the cache."""
+
+    def read(piece: memoryview, offset: int) -> int:
+        count = os.preadv(descriptor, [piece], offset)
+        pace.rest()
+        return count
+
     pieces: list[tuple[_Array, memoryview, Future[int]]] = []
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(READERS if pace.hurried else 1) as pool:
         for entry in entries:
             whole = targets[entry.name].view(np.uint8).data
             for start in range(0, entry.size, CRC_BYTES):
                 piece = whole[start : min(start + CRC_BYTES, entry.size)]
-                read = pool.submit(os.preadv, descriptor, [piece], entry.offset + start)
-                pieces.append((entry, piece, read))
+                pieces.append((entry, piece, pool.submit(read, piece, entry.offset + start)))
         try:
             crcs = dict.fromkeys((entry.name for entry in entries), 0)
-            for entry, piece, read in pieces:
-                if read.result() != len(piece):
+            for entry, piece, found in pieces:
+                if found.result() != len(piece):
                     raise WalCorrupt(str(path), entry.offset, f"array {entry.name!r} is cut off")
                 crcs[entry.name] = crc32(piece, crcs[entry.name])
         finally:
@@ -259,11 +270,12 @@ def _read_arrays(
             raise WalCorrupt(str(path), entry.offset, f"array {entry.name!r} does not check")
 
 
-def _crc(array: NDArray[Any]) -> int:
+def _crc(array: NDArray[Any], pace: Pace) -> int:
     data = array.view(np.uint8).data
     crc = 0
     for start in range(0, len(data), CRC_BYTES):
         crc = crc32(data[start : start + CRC_BYTES], crc)
+        pace.rest()
     return crc
 
 

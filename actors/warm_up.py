@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from actors import disk_thread
 from actors.extraction import take_range
 from actors.id_numbers import SLOTS_MIN
 from actors.messages import Item
@@ -77,6 +78,7 @@ def warm_up(config: Config) -> None:
     engine.tune()
     warm_up_treatment(shard.tenant("warm-up").treatment)
     shard.sweep()
+    disk_thread.warm_up()
 
 
 def warm_up_treatment(treatment: Treatment) -> None:

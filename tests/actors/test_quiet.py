@@ -12,7 +12,16 @@ from pathlib import Path
 import pytest
 
 from actors import quiet
-from actors.quiet import FREED_BYTES, GONE, PIECE_BYTES, quietly, remove_resting, write_resting
+from actors.quiet import (
+    FREED_BYTES,
+    GONE,
+    PIECE_BYTES,
+    WORK_S,
+    Pace,
+    quietly,
+    remove_resting,
+    write_resting,
+)
 
 
 @pytest.fixture
@@ -27,9 +36,24 @@ def filled(path: Path, size: int) -> Path:
     return path
 
 
-def test_what_is_written_is_all_there_and_the_disk_rests_after_each_piece(
-    tmp_path: Path, rests: list[float]
+def test_work_rests_as_long_as_it_took_unless_somebody_waits(
+    rests: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    now_s = 0.0
+    monkeypatch.setattr("actors.quiet.time.monotonic", lambda: now_s)
+    pace, hurried = Pace(), Pace(hurried=True)
+    for worked_s in (WORK_S / 2, WORK_S, 4 * WORK_S):
+        now_s += worked_s
+        pace.rest()
+        hurried.rest()
+    # The first was too short, and is counted with the second.
+    assert rests == pytest.approx([1.5 * WORK_S, 4 * WORK_S])
+
+
+def test_what_is_written_is_all_there_and_the_disk_rests_after_each_piece(
+    tmp_path: Path, rests: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quiet, "WORK_S", 0.0)
     data = os.urandom(3 * PIECE_BYTES + 1)
     with (tmp_path / "file").open("wb") as file:
         write_resting(file, memoryview(data))

@@ -11,8 +11,8 @@ load    `tests.bench.hop`'s work over HTTP, acknowledged from memory and from di
 levels  an owner without HTTP, by level: frame_replica has a backup in a process of its own, on the
         same disk here. replica/memory is the ratio of requests a second with 64 open ones
 snapshots
-        latencies of an owner of `people` at half of what it can do, while nothing else happens and
-        while its log becomes a snapshot
+        latencies of an owner of `people` at a fifth of what it can do, while nothing else happens
+        and while its log becomes a snapshot
 files   a snapshot of `people` with 40 events each, read into an empty shard with every checksum
         compared, beside `cat` of the same file and beside the restart of a redis-server with the
         same people in its RDB dump. restore/cat is from the disk, as after a reboot; the others

@@ -34,6 +34,7 @@ from actors.endpoint import Endpoint
 from actors.epoch_store import FileEpochStore
 from actors.messages import Item
 from actors.owner import Surroundings, take_ownership
+from actors.quiet import settle_memory
 from actors.replicator import Peer
 from actors.shard import Shard
 from actors.warm_up import warm_up
@@ -51,7 +52,6 @@ ITEMS = 1000
 MANY = 64
 SHARE = 0.2
 """Of what the owner can do: on two cores its compaction and the load have the rest."""
-"""Of what it can do: the load beside a snapshot, so that queues are no part of it."""
 IDLE_CPU_S = 0.1
 PAIRS = 4
 CHUNK = 20_000
@@ -141,6 +141,7 @@ async def keep_owner(folder: Path, level: Level, backup_port: int, people: int) 
     shard.put_items("default", msgspec.json.encode([Item(f"i{i}") for i in range(ITEMS)]))
     fill(shard, people)
     await settled()
+    settle_memory()
     endpoint = Endpoint(shard, lambda principal: (SECRET, None))
     _, port = await endpoint.start("127.0.0.1")
     say(port=port)
