@@ -97,6 +97,8 @@ class WalWriter:
         """The one that is on its way to the disk."""
         self._start: _Start | None = None
         """Of the segment that the thread is asked to begin, for that batch."""
+        self._full = False
+        """Whether the segment before has no room for it."""
         self._sealing = False
         self.failed: OSError | None = None
         self.has_room = True
@@ -169,9 +171,9 @@ class WalWriter:
             self._batch = batch = self._next_batch()
             if batch is None:
                 return
-            # Without a spare it must wait: what was taken needs the room that is left.
-            sealed = self._sealing and self._spare is not None
-            if sealed or self._offset + len(batch.data) > self._segment_bytes:
+            self._full = self._offset + len(batch.data) > self._segment_bytes
+            # Without room it must wait: what was taken needs what is left.
+            if self._full or (self._sealing and self.has_room):
                 self._sealing = False
                 self._start = _Start(self.epoch, batch.first_seq, batch.previous)
                 self._ask(CONTROL)
@@ -278,11 +280,14 @@ class WalWriter:
         return descriptor, end.offset
 
     def _turn(self) -> None:
-        """Begin the segment that is asked for."""
+        """Begin the segment that is asked for; later, if there is no room and it need not be now."""
         if self._spare is None:
             self._refill_spare()
         if self._spare is None:
-            raise OSError(errno.ENOSPC, "no room for another log segment")
+            if self._full:
+                raise OSError(errno.ENOSPC, "no room for another log segment")
+            self._sealing = True
+            return
         assert self._start is not None
         os.close(self._descriptor)
         self._descriptor, self._spare = self._spare, None

@@ -70,22 +70,19 @@ def features_of(named: Mapping[str, Value]) -> Features:
 
 
 def without(features: Features, named: Mapping[str, Value], hidden: Collection[str]) -> Features:
-    """The features of named values, FEATURES_MAX / 2 at most, without those of some names.
+    """The features of named values without those of some names.
 
     >>> known = {"device": "ios", "age": 30, "member": True}
     >>> without(features_of(known), known, ["age"]).values.tolist()
     [1.0, 1.0]
     """
-    kept = np.ones(len(features.hashes), np.bool_)
-    at = 0
-    for name, value in named.items():
-        if value is not None:
-            stop = at + (1 if isinstance(value, str | bool) else 2)
-            if name in hidden:
-                kept[at:stop] = False
-            at = stop
-    names = [name for name in features.names.split("\n") if name not in hidden]
-    return Features(features.hashes[kept], features.values[kept], "\n".join(names))
+    names = features.names.split("\n")
+    if len(names) != len(features.hashes):
+        # A name of several lines.
+        return features_of({name: value for name, value in named.items() if name not in hidden})
+    kept = [at for at, name in enumerate(names) if name not in hidden]
+    lines = "\n".join([names[at] for at in kept])
+    return Features(features.hashes[kept], features.values[kept], lines)
 
 
 # The same few names come with every request. Values are not kept: they tell of people.

@@ -301,12 +301,21 @@ def test_no_room_for_a_spare_segment_is_told_before_the_log_is_full(
     for _ in range(20):
         log.batch(record(1, 4000))
     assert wal_full(log)
+    count = len(segments(tmp_path))
+    log.writer.seal()
+    for known_full in (True, False):
+        # Also if that is found out only when the segment is to begin.
+        log.writer.has_room = not known_full
+        log.batch(b"goes on in the segment that there is")
+    assert len(segments(tmp_path)) == count
     full = False
     for _ in range(1000):
         if not wal_full(log):
             break
         log.batch(b"x")
     assert not wal_full(log)
+    log.batch(b"begins the segment that was to begin")
+    assert len(segments(tmp_path)) == count + 1
     log.writer.close()
     assert not log.errors
 
