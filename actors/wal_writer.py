@@ -280,7 +280,7 @@ class WalWriter:
         return descriptor, end.offset
 
     def _turn(self) -> None:
-        """Begin the segment that is asked for; later, if there is no room and it need not be now."""
+        """Begin the segment that is asked for; later, if there is no room and it can wait."""
         if self._spare is None:
             self._refill_spare()
         if self._spare is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Set
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -53,8 +54,10 @@ def features_for(
     if allowed is None and (not forbidden or len(known) <= FEATURES_MAX):
         every = who.ledger.features
         if every is None:
-            every = features_of(dict(list(known.items())[:FEATURES_MAX]))
-            who.ledger.features = every
+            used = known
+            if len(known) > FEATURES_MAX:
+                used = dict(islice(known.items(), FEATURES_MAX))
+            every = who.ledger.features = features_of(used)
         hidden = known.keys() & forbidden if forbidden else ()
         return without(every, known, hidden) if hidden else every
     names = [

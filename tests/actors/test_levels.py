@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -103,19 +102,16 @@ def test_the_level_of_a_key_travels_with_the_caller() -> None:
 def test_only_an_answer_from_memory_leaves_before_the_disk_has_the_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    disk_is_back = threading.Event()
+    asked_of_disk: list[tuple[int, ...]] = []
 
     async def act() -> None:
         shard = new_shard()
         end = recover(shard, tmp_path)
         shard.journal = Journal(tmp_path, end, lambda error: pytest.fail(str(error)), 1 << 16)
-        sync = shard.journal.writer._write
-
-        def slow(*args: Any) -> None:
-            disk_is_back.wait(20)
-            sync(*args)
-
-        monkeypatch.setattr(shard.journal.writer, "_write", slow)
+        ask_disk = shard.journal.writer._ask
+        monkeypatch.setattr(
+            shard.journal.writer, "_ask", lambda *request: asked_of_disk.append(request)
+        )
         endpoint = Endpoint(shard, lambda principal: (b"s" * 32, None))
         reader, writer = await asyncio.open_connection(*await endpoint.start("127.0.0.1"))
         decoder, handshake = FrameDecoder(), ClientHandshake("gateway", b"s" * 32)
@@ -136,7 +132,9 @@ def test_only_an_answer_from_memory_leaves_before_the_disk_has_the_record(
         writer.write(encode_frame(4, Op.PROFILE_GET, b'{"userId":"ada"}', b"s:default"))
         assert await frames(1) == [(2, 200)]
         assert not shard.journal.settled
-        disk_is_back.set()
+        monkeypatch.undo()
+        (request,) = asked_of_disk
+        ask_disk(*request)
         assert await frames(3) == [(1, 200), (3, 200), (4, 200)]
         writer.close()
         await endpoint.close()
