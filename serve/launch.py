@@ -69,6 +69,7 @@ class Cluster:
         run_dir: Path,
         coordinator: Any,
         before: set[Process],
+        environment: dict[str, str | None],
     ) -> None:
         host = "127.0.0.1" if config.host == "0.0.0.0" else config.host
         self.config = config
@@ -81,6 +82,8 @@ class Cluster:
         """Set once it has served; what has not needs no saving."""
         self._run_dir = run_dir
         self._before = before
+        self._environment = environment
+        """What of this process's was changed, as it was."""
         self._closed = False
         self._vital: list[Process] = []
         atexit.register(self.close)
@@ -135,6 +138,11 @@ class Cluster:
             if not self.config.address:
                 end(started, GRACE_S)
                 shutil.rmtree(self._run_dir, ignore_errors=True)
+            for name, value in self._environment.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
 
 
 def launch(config: Config) -> Cluster:
@@ -159,8 +167,9 @@ def launch(config: Config) -> Cluster:
     environment = serve_environment(config, run_dir)
     # Serve reads its settings when it is imported, in each process anew: before that, and by
     # inheritance, is the only way to give them.
+    changed = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)
-    cluster = Cluster(config, keys, run_dir, None, before)
+    cluster = Cluster(config, keys, run_dir, None, before, changed)
     # While Ray's processes start, this one only waits: import what `_start` needs meanwhile. Of
     # Ray's own modules none, as `ray.init` imports some itself.
     threading.Thread(target=_import_heavy, name="imports", daemon=True).start()

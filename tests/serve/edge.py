@@ -27,7 +27,9 @@ Headers = tuple[tuple[bytes, bytes], ...]
 
 def echo_json(op: int, meta: bytes, body: bytes) -> tuple[int, bytes]:
     """An owner that answers with what it was asked."""
-    return 200, msgspec.json.encode({"op": op, "meta": meta.decode(), "body": body.decode()})
+    return 200, msgspec.json.encode(
+        {"op": op, "meta": meta.decode(), "body": body.decode(errors="replace")}
+    )
 
 
 class Reply(NamedTuple):
