@@ -67,7 +67,7 @@ class Busy(RuntimeError):
 
 
 class Stream(asyncio.Protocol):
-    """A WebSocket client just good enough for a load: text messages, no fragments, no pings.
+    """A WebSocket client just good enough for a load: text messages, no fragments.
 
     Its masking key is zero, which RFC 6455 allows, so masking costs nothing.
     """
@@ -156,11 +156,15 @@ class Stream(asyncio.Protocol):
             size, at = int.from_bytes(buffer[2:10], "big"), 10
         if len(buffer) < at + size:
             return None
-        if buffer[0] != 0x81:
-            raise ConnectionError(f"wanted a text message, got {bytes(buffer[:80])!r}")
-        text = bytes(buffer[at : at + size])
+        kind, content = buffer[0], bytes(buffer[at : at + size])
         del buffer[: at + size]
-        return text
+        if kind == 0x89:
+            # A ping, which comes when filling takes long; its pong has the same content.
+            self._transport.write(bytes((0x8A, 0x80 | size)) + b"\0\0\0\0" + content)
+            return self._message()
+        if kind != 0x81:
+            raise ConnectionError(f"wanted a text message, got {kind:#x} {content[:80]!r}")
+        return content
 
 
 @asynccontextmanager
