@@ -115,8 +115,10 @@ class Pace:
 
     def rest(self) -> None:
         """Called often; rests once there was work for WORK_S."""
+        if self.hurried:
+            return
         worked_s = time.monotonic() - self._since_s
-        if worked_s > WORK_S and not self.hurried:
+        if worked_s > WORK_S:
             time.sleep(worked_s)
             self._since_s = time.monotonic()
 

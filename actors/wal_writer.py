@@ -97,8 +97,6 @@ class WalWriter:
         """The one that is on its way to the disk."""
         self._start: _Start | None = None
         """Of the segment that the thread is asked to begin, for that batch."""
-        self._full = False
-        """Whether the segment before has no room for it."""
         self._sealing = False
         self.failed: OSError | None = None
         self.has_room = True
@@ -145,12 +143,14 @@ class WalWriter:
         """Let what is appended from now on begin a new segment."""
         self._sealing = True
 
-    def wait(self, timeout_s: float | None = None) -> None:
-        """Wait for a result, and do what it brings about."""
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait for a result, and do what it brings about; False if none came in time."""
         poller = select.poll()
         poller.register(self._told, select.POLLIN)
-        if poller.poll(None if timeout_s is None else timeout_s * 1e3):
-            self._settle()
+        if not poller.poll(None if timeout_s is None else timeout_s * 1e3):
+            return False
+        self._settle()
+        return True
 
     def close(self) -> None:
         """Make durable what was appended, then end the thread."""
@@ -171,9 +171,8 @@ class WalWriter:
             self._batch = batch = self._next_batch()
             if batch is None:
                 return
-            self._full = self._offset + len(batch.data) > self._segment_bytes
-            # Without room it must wait: what was taken needs what is left.
-            if self._full or (self._sealing and self.has_room):
+            # Without room a seal must wait: what was taken needs what is left.
+            if not self._fits(batch) or (self._sealing and self.has_room):
                 self._sealing = False
                 self._start = _Start(self.epoch, batch.first_seq, batch.previous)
                 self._ask(CONTROL)
@@ -200,6 +199,9 @@ class WalWriter:
         if self.on_batch is not None:
             self.on_batch(batch)
         return batch
+
+    def _fits(self, batch: Written) -> bool:
+        return self._offset + len(batch.data) <= self._segment_bytes
 
     def _write(self, batch: Written) -> None:
         size = len(batch.data)
@@ -283,12 +285,13 @@ class WalWriter:
         """Begin the segment that is asked for; later, if there is no room and it can wait."""
         if self._spare is None:
             self._refill_spare()
+        assert self._start is not None
+        assert self._batch is not None
         if self._spare is None:
-            if self._full:
+            if not self._fits(self._batch):
                 raise OSError(errno.ENOSPC, "no room for another log segment")
             self._sealing = True
             return
-        assert self._start is not None
         os.close(self._descriptor)
         self._descriptor, self._spare = self._spare, None
         self._begin(self._descriptor, self._start)

@@ -43,7 +43,7 @@ class Log:
         for record in records:
             self.writer.append(record)
         while self.writer.durable_seq < self.writer.last_seq and not self.errors:
-            self.writer.wait(10.0)
+            assert self.writer.wait(10.0)
 
 
 def wal_full(log: Log) -> bool:
@@ -249,6 +249,9 @@ def test_a_failed_write_or_sync_fails_the_log_for_good(
     assert [error.errno for error in log.errors] == [code]
     with pytest.raises(OSError, match=os.strerror(code)):
         log.writer.append(b"third")
+    # Nobody is left who could try again.
+    log.writer._thread.join(10.0)
+    assert not log.writer._thread.is_alive()
     log.writer.close()
     assert read(tmp_path) == [b"first"]
 
