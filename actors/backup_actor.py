@@ -208,19 +208,21 @@ class CoordinatorsStore:
     """The epoch store of the coordinator's node, as others reach it."""
 
     async def read(self) -> tuple[int, Table | None]:
-        version, table = await self._ask("read_table")
+        version, table = await ask_coordinator("read_table")
         return version, None if table is None else msgspec.json.decode(table, type=Table)
 
     async def swap(self, version: int, table: Table) -> bool:
-        done: bool = await self._ask("swap_table", version, msgspec.json.encode(table))
+        done: bool = await ask_coordinator("swap_table", version, msgspec.json.encode(table))
         return done
 
-    async def _ask(self, method: str, *args: Any) -> Any:
-        try:
-            coordinator: Any = ray.get_actor(COORDINATOR, NAMESPACE)
-        except ValueError:
-            raise Unavailable("there is no coordinator") from None
-        return await reach(getattr(coordinator, method).remote(*args), CALL_S)
+
+async def ask_coordinator(method: str, *args: Any) -> Any:
+    """What the coordinator's actor answers. Raises Unavailable, or the OnehopError it raised."""
+    try:
+        coordinator: Any = ray.get_actor(COORDINATOR, NAMESPACE)
+    except ValueError:
+        raise Unavailable("there is no coordinator") from None
+    return await reach(getattr(coordinator, method).remote(*args), CALL_S)
 
 
 def store_of(config: Config) -> EpochStore:

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import msgspec
 import ray
 from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.archive import Store
 from actors.backup_actor import RayNodes
@@ -22,15 +21,14 @@ from actors.machines_actor import RayMachines, machines_of
 from actors.model_actor import MODEL_ACTOR, ModelActor
 from actors.planning import Advisor
 from actors.quiet import come_first
-from actors.ray_shard import RayShard, end_others, shard_actor_name, stats_of
 from actors.recovery import lock_folder
 from actors.reshape_desk import ReshapeDesk, ReshapeRequest
 from actors.reshaping import Reshaper
-from actors.shard_actor import ShardActor
 from actors.shard_handle import ShardHandle
+from actors.shard_processes import ShardProcesses
 from actors.warm_start_actor import Imports
 from cluster.config import Config
-from cluster.errors import RequestError, Unavailable
+from cluster.errors import RequestError
 from cluster.keys import KeyRange
 from cluster.ownership import Table
 from cluster.partition_map import encode_map
@@ -62,8 +60,9 @@ class CoordinatorActor:
         self.nodes = RayNodes(self.config)
         if self.config.durability != "memory":
             self.custody = Custody(self.config, self.store, self.nodes)
+        self.processes = ShardProcesses(self.config)
         self.coordinator = Coordinator(self.config, self._new_shard, self.custody)
-        self.imports = Imports(self.config, self.coordinator)
+        self.imports = Imports(self.config, self.coordinator, self.processes.actor)
         self.advisor = Advisor(self.config)
         self.reshaper: Reshaper | None = None
         self.desk: ReshapeDesk | None = None
@@ -83,6 +82,7 @@ class CoordinatorActor:
         self.model: Any = None
         self.archiver: asyncio.Task[None] | None = None
         self.advising: asyncio.Task[None] | None = None
+        self.telling: asyncio.Task[None] | None = None
         self.cleaning: asyncio.Task[None] | None = None
 
     async def _started(self) -> Coordinator:
@@ -101,12 +101,13 @@ class CoordinatorActor:
             folder = self.config.data_path / "shards"
             self.lock = await asyncio.to_thread(lock_folder, folder, name="coordinator.lock")
         await self.coordinator.open()
-        names = [shard_actor_name(shard_id) for shard_id in self.coordinator.restarts()]
-        await asyncio.to_thread(end_others, set(names))
+        if self.custody is not None:
+            self.processes.config = self.custody.config
+        await self.processes.find(set(self.coordinator.restarts()))
         # Before the shards, beside whose start its process can do its imports.
         self.model = ModelActor.options(  # type: ignore[attr-defined]
             name=MODEL_ACTOR, lifetime="detached", get_if_exists=True, resources=ON_HEAD
-        ).remote(msgspec.json.encode(self.config), names)
+        ).remote(msgspec.json.encode(self.config))
         await self.coordinator.start()
         await self._on_shards(self.coordinator.names)
         if self.custody is not None and self.reshaper is not None:
@@ -125,8 +126,7 @@ class CoordinatorActor:
     async def _on_shards(self, shard_ids: list[str]) -> None:
         """Let these learn together."""
         try:
-            names = [shard_actor_name(shard_id) for shard_id in shard_ids]
-            await self.model.set_shards.remote(names)
+            await self.model.set_shards.remote(self.processes.names(shard_ids))
             await self.model.start.remote()
         except RayError as error:
             LOG.error("the model actor does not know which shards there are: %s", error)
@@ -150,11 +150,12 @@ class CoordinatorActor:
             try:
                 partition_map = self.coordinator.map
                 names = [owner.shard_id for owner in partition_map.owners]
-                stats = await asyncio.gather(*map(stats_of, names))
+                stats = await asyncio.gather(*map(self.processes.stats, names))
                 found = dict(zip(names, stats, strict=True))
                 await self.care.step(loop.time(), partition_map, found)
                 # Also a model actor that died and came back has to be told.
                 await self._on_shards(self.coordinator.names)
+                await self.processes.keep_spares(self._nodes_to_stay())
             except Exception:
                 # Advice is never worth a shard's life; the next measurement may be possible.
                 LOG.exception("no plan can be made")
@@ -168,31 +169,16 @@ class CoordinatorActor:
         return await self.store.swap(version, msgspec.json.decode(table_json, type=Table))
 
     async def _new_shard(self, shard_id: str, key_range: KeyRange, place: Place) -> ShardHandle:
-        config = self.config if self.custody is None else self.custody.config
-        where = {}
-        if place.node_id:
-            where["scheduling_strategy"] = NodeAffinitySchedulingStrategy(place.node_id, soft=False)
-        try:
-            actor = ShardActor.options(  # type: ignore[attr-defined]
-                name=shard_actor_name(shard_id),
-                lifetime="detached",
-                get_if_exists=True,
-                # Claims are for placement in a fleet; on one machine they must never keep a shard,
-                # of which there may be more by now than at first, from starting.
-                num_cpus=self.config.shard_cpus if self.config.address else 0,
-                resources={"shards": 1} if self.config.node_roles else {},
-                **where,
-            ).remote(
-                shard_id,
-                f"{key_range.start:x}",
-                f"{key_range.stop:x}",
-                msgspec.json.encode(config),
-                msgspec.json.encode(place),
-            )
-        except (RayError, ValueError) as error:
-            # ValueError: the name of a dying actor is not free yet.
-            raise Unavailable(f"shard {shard_id} can't be started: {error}") from None
-        return RayShard(actor)
+        handle = await self.processes.make(shard_id, key_range, place)
+        if self.advising is not None:
+            # What it learns is asked for under its new name.
+            self.telling = asyncio.create_task(self._on_shards(self.coordinator.names))
+        return handle
+
+    async def shard_actor(self, shard_id: str) -> str:
+        """Ray's name of the actor that is this shard now. Raises Unavailable."""
+        self.processes.actor(shard_id)
+        return self.processes.names([shard_id])[shard_id]
 
     async def map(self) -> bytes:
         return encode_map((await self._started()).map)
@@ -302,6 +288,10 @@ class CoordinatorActor:
             raise RequestError(409, "nothing is logged here", "durability", "memory", wanted)
         return self.desk
 
+    def _nodes_to_stay(self) -> list[str]:
+        draining = self.custody.draining if self.custody is not None else ()
+        return [node_id for node_id in self.nodes.alive() if node_id not in draining]
+
     def _all_nodes(self) -> list[Node]:
         machines = machines_of(self.config, ray.nodes())  # type: ignore[no-untyped-call]
         return [Node(m.node_id, m.cpus, m.memory_bytes) for m in machines]
@@ -325,4 +315,5 @@ class CoordinatorActor:
                 LOG.error("the model actor did not save: %s", error)
             ray.kill(self.model)
         await self.coordinator.shutdown()
+        self.processes.close()
         self.nodes.close()

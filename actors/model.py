@@ -245,12 +245,11 @@ class Merger:
         self._install_next = set(self._models)
 
     def set_learners(self, learners: dict[str, Learner]) -> None:
-        """Ask these from now on; those that are known already stay as they are."""
+        """Ask these from now on, by the names of their shards, whatever process each has now."""
         if self._models:
             # What they learned before this process began may be in the saved model.
             self._lives = dict.fromkeys(learners, "before") | self._lives
-        kept = {name: one for name, one in self._learners.items() if name in learners}
-        self._learners = learners | kept
+        self._learners = learners
 
     async def run(self) -> None:
         """Merge for ever, every `interval_s` or less often if merging takes long. To wait for a

@@ -10,7 +10,7 @@ import msgspec
 import ray
 from ray.exceptions import RayActorError
 
-from actors.model import Learner, Merger, Published, Taken, rehearse
+from actors.model import Merger, Published, Taken, rehearse
 from cluster.config import Config
 from cluster.errors import RequestError, Unavailable
 
@@ -18,10 +18,10 @@ MODEL_ACTOR = "onehop-model"
 
 
 class RayLearner:
-    """A `Learner` over a shard's Ray actor, looked up anew after the actor has died."""
+    """A `Learner` over a shard's Ray actor, looked up anew after a failure."""
 
     def __init__(self, actor_name: str) -> None:
-        self._actor_name = actor_name
+        self.actor_name = actor_name
         self._actor: Any = None
 
     async def take_deltas(self, known_life: str, had: int) -> Taken:
@@ -33,12 +33,12 @@ class RayLearner:
     async def _call(self, method: str, *args: Any) -> Any:
         try:
             if self._actor is None:
-                self._actor = ray.get_actor(self._actor_name)
+                self._actor = ray.get_actor(self.actor_name)
             return await getattr(self._actor, method).remote(*args)
         except (RayActorError, ValueError) as error:
             # ValueError: no actor of that name yet.
             self._actor = None
-            raise Unavailable(f"{self._actor_name}: {error}") from None
+            raise Unavailable(f"{self.actor_name}: {error}") from None
 
 
 def _publish(published: Published) -> Any:
@@ -50,11 +50,11 @@ def _publish(published: Published) -> Any:
 class ModelActor:
     """One per cluster. If it dies, shards go on with the base they have and what they learn."""
 
-    def __init__(self, config_json: bytes, shard_actors: list[str]) -> None:
+    def __init__(self, config_json: bytes) -> None:
         config = msgspec.json.decode(config_json, type=Config)
         logging.basicConfig(level=config.log_level)
-        learners: dict[str, Learner] = {name: RayLearner(name) for name in shard_actors}
-        self.merger = Merger(learners, config.data_path / "models", _publish, config.model_merge_s)
+        self.learners: dict[str, RayLearner] = {}
+        self.merger = Merger({}, config.data_path / "models", _publish, config.model_merge_s)
         self.running: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -66,9 +66,13 @@ class ModelActor:
         await asyncio.to_thread(rehearse)
         await self.merger.run()
 
-    async def set_shards(self, shard_actors: list[str]) -> None:
-        """These are all shards from now on."""
-        self.merger.set_learners({name: RayLearner(name) for name in shard_actors})
+    async def set_shards(self, actors: dict[str, str]) -> None:
+        """These are all shards from now on, with Ray's names of what they run in."""
+        for shard_id, name in actors.items():
+            if shard_id not in self.learners or self.learners[shard_id].actor_name != name:
+                self.learners[shard_id] = RayLearner(name)
+        self.learners = {shard_id: self.learners[shard_id] for shard_id in actors}
+        self.merger.set_learners(dict(self.learners))
 
     async def merge(self) -> None:
         """One round now, for tests and after a warm start."""

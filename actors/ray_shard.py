@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable
-from contextlib import suppress
 from typing import Any, TypeVar
 
 import msgspec
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from actors.backup_actor import NAMESPACE, reach
+from actors.backup_actor import NAMESPACE, ask_coordinator, reach
 from actors.budget_desk import Standing
 from actors.catalogue import CatalogueDump
 from actors.custody import Pulse
@@ -26,14 +24,8 @@ from cluster.errors import OnehopError, Unavailable
 
 LOG = logging.getLogger("onehop.actors")
 
-STATS_S = 5.0
 SOURCE_S = 30.0
 Result = TypeVar("Result")
-
-
-def shard_actor_name(shard_id: str) -> str:
-    """Ray's name of a shard's actor."""
-    return f"onehop-shard-{shard_id}"
 
 
 class RayShard:
@@ -96,7 +88,7 @@ class RayShard:
         await _reach(self.actor.release.remote(handoff, map_epoch))
 
     async def prepare(self) -> None:
-        await _reach(self.actor.prepare.remote())
+        await _reach(self.actor.load.remote())
 
     async def receive(self, order: Order) -> Started:
         made = await _reach(self.actor.receive.remote(msgspec.json.encode(order)))
@@ -119,7 +111,8 @@ class RaySourceLog:
     """A `SourceLog` over the actor of a shard."""
 
     def __init__(self, shard_id: str) -> None:
-        self._name = shard_actor_name(shard_id)
+        self._shard_id = shard_id
+        self._actor: Any = None
 
     async def begin(self, handoff: str) -> Begun:
         return Begun(*await self._ask("hand_out", handoff))
@@ -132,11 +125,18 @@ class RaySourceLog:
         return Tail(*await self._ask("log_tail", next_seq))
 
     async def _ask(self, method: str, *args: Any) -> Any:
+        if self._actor is None:
+            name = await ask_coordinator("shard_actor", self._shard_id)
+            try:
+                self._actor = ray.get_actor(name, NAMESPACE)
+            except ValueError:
+                raise Unavailable(f"shard {self._shard_id} is gone") from None
         try:
-            actor: Any = ray.get_actor(self._name, NAMESPACE)
-        except ValueError:
-            raise Unavailable(f"there is no {self._name}") from None
-        return await reach(getattr(actor, method).remote(*args), SOURCE_S)
+            return await reach(getattr(self._actor, method).remote(*args), SOURCE_S)
+        except Unavailable:
+            # It may be another's by now.
+            self._actor = None
+            raise
 
 
 async def _reach(call: Awaitable[Result]) -> Result:
@@ -151,27 +151,3 @@ async def _reach(call: Awaitable[Result]) -> Result:
         # Ray's first line says who; what may have been is in its own log.
         reason = str(error).partition("\n")[0]
         raise Unavailable(f"the shard's actor can't be reached: {reason}") from None
-
-
-async def stats_of(shard_id: str) -> dict[str, Any] | None:
-    """A shard's counters; None if it can't be asked."""
-    try:
-        actor: Any = await asyncio.to_thread(ray.get_actor, shard_actor_name(shard_id))
-        stats: dict[str, Any] = await asyncio.wait_for(_reach(actor.stats.remote()), STATS_S)
-    except (OnehopError, RayError, ValueError, TimeoutError):
-        return None
-    return stats
-
-
-def end_others(names: set[str]) -> None:
-    """End shards that were to be when a coordinator died, and those that it had replaced."""
-    for actor in ray.util.list_named_actors(all_namespaces=True):
-        name = actor["name"]
-        if actor["namespace"] == NAMESPACE and _is_shard(name) and name not in names:
-            LOG.warning("%s is ended: no claim names it", name)
-            with suppress(ValueError):
-                ray.kill(ray.get_actor(name, NAMESPACE))
-
-
-def _is_shard(name: str) -> bool:
-    return name.startswith(shard_actor_name(""))

@@ -61,18 +61,30 @@ LOAD_PROFILES_MAX = 1000
 
 @ray.remote(max_restarts=0, max_task_retries=0)
 class ShardActor:
-    """Owner of one range. Restarted by the coordinator, not by Ray, so that the map is right."""
+    """Owner of one range, once it was told of which: until then it is a spare.
 
-    def __init__(
-        self, shard_id: str, start: str, stop: str, config_json: bytes, place_json: bytes
-    ) -> None:
-        self.place = msgspec.json.decode(place_json, type=Place)
+    Restarted by the coordinator, not by Ray, so that the map is right.
+    """
+
+    def __init__(self, config_json: bytes) -> None:
         self.config = msgspec.json.decode(config_json, type=Config)
         logging.basicConfig(level=self.config.log_level)
+        self.shard_id = ""
+        self.loading: asyncio.Future[None] | None = None
+        self.starting = asyncio.Lock()
+
+    async def load(self) -> None:
+        """Load the kernels, in nobody's way: nobody waits for it yet. Idempotent."""
+        if self.loading is None:
+            self.loading = asyncio.ensure_future(quietly(warm_up, self.config))
+        await asyncio.shield(self.loading)
+
+    async def become(self, shard_id: str, start: str, stop: str, place_json: bytes) -> None:
+        """Be this shard from now on. All other methods are for who has become one."""
+        self.place = msgspec.json.decode(place_json, type=Place)
         key_range = KeyRange(int(start, 16), int(stop, 16))
         self.shard = Shard(shard_id, key_range, self.config, epoch=0)
         self.endpoint = Endpoint(self.shard, Principals(self.config).secret_of)
-        self.starting = asyncio.Lock()
         self.address: tuple[str, int] | None = None
         self.sweeper: asyncio.Task[None] | None = None
         self.compacter: asyncio.Task[None] | None = None
@@ -85,6 +97,7 @@ class ShardActor:
         self.owned: Owned | None = None
         self.outgoing: Outgoing | None = None
         self.incoming: Incoming | None = None
+        self.shard_id = shard_id
 
     async def start(self) -> bytes:
         """Compile the kernels, listen, and say where; `Started` as msgpack. Idempotent."""
@@ -95,12 +108,19 @@ class ShardActor:
                 if self.incoming is not None:
                     await self.incoming.own()
                 else:
-                    warm_up(self.config)
+                    await self._loaded()
                     await self._take_ownership()
                     settle_memory()
                 await self._serve()
         assert self.address is not None
         return self._started(self.address)
+
+    async def _loaded(self) -> None:
+        """Returns once the kernels are, at the priority of who is waited for."""
+        if self.loading is None:
+            warm_up(self.config)
+        else:
+            await self.loading
 
     def _started(self, address: tuple[str, int]) -> bytes:
         node_id = ray.get_runtime_context().get_node_id()
@@ -154,6 +174,12 @@ class ShardActor:
         LOG.critical("shard %s leaves: %s", self.shard.shard_id, reason)
         os._exit(1)
 
+    async def who(self) -> tuple[str, int]:
+        """The shard's id, "" of a spare, and the epoch in which it writes, if it writes."""
+        if not self.shard_id or self.owned is None:
+            return self.shard_id, 0
+        return self.shard_id, self.owned.replicator.primary.epoch
+
     async def ping(self) -> bytes:
         """`Pulse` as msgpack: that it lives, and how its backup does."""
         if self.owned is None:
@@ -193,10 +219,6 @@ class ShardActor:
         return self.outgoing
 
     # Taking a range over.
-
-    async def prepare(self) -> None:
-        """Load the kernels, in nobody's way: it is for a handoff that nobody waits for."""
-        await quietly(warm_up, self.config)
 
     async def receive(self, order_json: bytes) -> bytes:
         """Copy what an `Order` says; `Started`, though nobody can reach it yet."""

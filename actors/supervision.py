@@ -63,15 +63,18 @@ class Supervision:
         """Start a shard, or adopt the one that lives. Raises whatever it failed with."""
         if self._custody is not None:
             slot.place = await self._custody.place(slot.shard_id, slot.tries)
-        handle = slot.handle = await self._new_shard(slot.shard_id, slot.key_range, slot.place)
+        handle: ShardHandle | None = None
         try:
             async with asyncio.timeout(START_S):
+                handle = await self._new_shard(slot.shard_id, slot.key_range, slot.place)
+                slot.handle = handle
                 slot.started = await handle.start()
                 slot.pid = (await handle.ping()).pid
         except BaseException as error:
             # Half a start is not to be gone on with: the next one begins with an empty actor.
             slot.tries += 1
-            await handle.kill()
+            if handle is not None:
+                await handle.kill()
             if isinstance(error, TimeoutError):
                 raise Unavailable(f"it did not start within {START_S} s") from None
             raise

@@ -121,14 +121,10 @@ def _ahead(starts: NDArray[np.uint64]) -> int:
 class RayOwner:
     """`Owner` over a shard's actor."""
 
-    def __init__(self, shard_id: str, start: int, tenant: str) -> None:
-        """Raises Unavailable if there is no such shard."""
+    def __init__(self, actor: Any, start: int, tenant: str) -> None:
         self.start = start
         self._tenant = tenant
-        try:
-            self._actor: Any = ray.get_actor(f"onehop-shard-{shard_id}", NAMESPACE)
-        except ValueError:
-            raise Unavailable(f"shard {shard_id} is not running") from None
+        self._actor = actor
 
     async def load(self, kind: Kind, token: str, chunk: Any) -> None:
         if kind == "events":
@@ -193,10 +189,12 @@ async def _prepare(
     spec: ImportSpec,
     config: Config,
     coordinator: Coordinator,
+    actor_of: Callable[[str], Any],
     progress: Callable[[Progress], None],
 ) -> WarmStart:
     owners = [
-        RayOwner(owner.shard_id, owner.range.start, spec.tenant) for owner in coordinator.map.owners
+        RayOwner(actor_of(owner.shard_id), owner.range.start, spec.tenant)
+        for owner in coordinator.map.owners
     ]
     plan = ReadPlan(spec.tenant, time() + config.event_future_s, spec.dry_run)
     # Readers and owners share the cores; a reader is about as fast as the owners it feeds.
@@ -228,11 +226,17 @@ class ImportStatus(msgspec.Struct, rename="camel"):
 
 
 class Imports:
-    """The imports of a cluster, those that run and the last that ran."""
+    """The imports of a cluster, those that run and the last that ran.
 
-    def __init__(self, config: Config, coordinator: Coordinator) -> None:
+    actor_of  Ray's actor of a shard; raises Unavailable
+    """
+
+    def __init__(
+        self, config: Config, coordinator: Coordinator, actor_of: Callable[[str], Any]
+    ) -> None:
         self._config = config
         self._coordinator = coordinator
+        self._actor_of = actor_of
         self._status: dict[tuple[str, str], ImportStatus] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -253,7 +257,7 @@ class Imports:
 
         await self._coordinator.begin_import()
         try:
-            work = await _prepare(spec, self._config, self._coordinator, progress)
+            work = await _prepare(spec, self._config, self._coordinator, self._actor_of, progress)
         except BaseException:
             self._coordinator.importing -= 1
             raise

@@ -65,6 +65,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         shards=2,
         profiles_max=100_000,
         webhooks_private=True,
+        spares=False,
     )
     before = descendants(os.getpid())
     with launch(config) as running:

@@ -56,15 +56,20 @@ def kill(word: str) -> Fault:
     return act
 
 
+def kill_shard(onehop: Onehop, generator: random.Random) -> float:
+    os.kill(generator.choice(onehop.wait_shards(1)).pid, signal.SIGKILL)
+    return time.monotonic()
+
+
 def kill_all_shards(onehop: Onehop, generator: random.Random) -> float:
-    for victim in onehop.wait_named(SHARD, 1):
+    for victim in onehop.wait_shards(1):
         os.kill(victim.pid, signal.SIGKILL)
     return time.monotonic()
 
 
 def stop_shard(onehop: Onehop, generator: random.Random) -> float:
     """A shard stands still, for longer than any lease, and goes on."""
-    victim = generator.choice(onehop.wait_named(SHARD, 1))
+    victim = generator.choice(onehop.wait_shards(1))
     os.kill(victim.pid, signal.SIGSTOP)
     time.sleep(STOPPED_S)
     if victim in onehop.named(SHARD):
@@ -76,7 +81,7 @@ def stop_shard(onehop: Onehop, generator: random.Random) -> float:
 
 def fail_disk(onehop: Onehop, generator: random.Random) -> float:
     """The next write or flush of a shard's log fails; it must end itself."""
-    victim = generator.choice(onehop.wait_named(SHARD, 1))
+    victim = generator.choice(onehop.wait_shards(1))
     with failing(victim.pid, generator.choice(("fdatasync", "pwrite64"))):
         deadline = time.monotonic() + RECOVERED_S_MAX
         while victim in onehop.named(SHARD):
@@ -109,7 +114,7 @@ def restart_all(onehop: Onehop, generator: random.Random) -> float:
 
 
 FAULTS: dict[str, Fault] = {
-    "shard": kill(SHARD),
+    "shard": kill_shard,
     "shards": kill_all_shards,
     "gateway": kill(GATEWAY),
     "haproxy": kill(PROXY),

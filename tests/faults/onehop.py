@@ -15,6 +15,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -148,6 +149,24 @@ class Onehop:
             time.sleep(POLL_S)
         return found
 
+    def shards(self) -> list[Process]:
+        """Its processes that are shards: those that have a file of one open."""
+        return [process for process in self.named(SHARD) if _has_open(process, "/data/shards/")]
+
+    def spares(self) -> list[Process]:
+        """Its processes that may become shards."""
+        shards = self.shards()
+        return [process for process in self.named(SHARD) if process not in shards]
+
+    def wait_shards(self, count: int, timeout_s: float = 60.0) -> list[Process]:
+        """Its shards, once there are `count`. Raises TimeoutError."""
+        deadline = time.monotonic() + timeout_s
+        while len(found := self.shards()) < count:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{len(found)} of {count} shards after {timeout_s} s")
+            time.sleep(POLL_S)
+        return found
+
     def kill(self) -> None:
         """SIGKILL to every process at once, as if the power went."""
         if self._process is None:
@@ -213,6 +232,19 @@ def _essence(printed: str) -> str:
     """The end of what was printed, without the pages that Ray adds when a process of its dies."""
     lines = [line for line in printed.splitlines() if not re.search(r"\(raylet\)|\[state-", line)]
     return "\n".join(lines)[-3000:]
+
+
+def _has_open(process: Process, part: str) -> bool:
+    """Whether it has a file open whose path has this part."""
+    folder = Path(f"/proc/{process.pid}/fd")
+    try:
+        for descriptor in folder.iterdir():
+            with suppress(FileNotFoundError):
+                if part in os.readlink(descriptor):
+                    return True
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # It has ended.
+    return False
 
 
 def _text(path: Path) -> str:

@@ -15,7 +15,7 @@ import pytest
 
 from tests.faults.conftest import judge, new_load
 from tests.faults.load import Load
-from tests.faults.onehop import COORDINATOR, GATEWAY, SHARD, Onehop
+from tests.faults.onehop import COORDINATOR, GATEWAY, Onehop
 
 pytestmark = [pytest.mark.cluster, pytest.mark.faults, pytest.mark.timeout(900)]
 
@@ -49,7 +49,7 @@ def target(onehop: Onehop, before: list[dict[str, Any]]) -> int:
     """The process of the shard that is to be."""
     known = {owner["stats"]["pid"] for owner in before}
     deadline_s = time.monotonic() + SETTLE_S
-    while not (fresh := pids(onehop, SHARD) - known):
+    while not (fresh := {process.pid for process in onehop.shards()} - known):
         assert time.monotonic() < deadline_s, "no process was started for the range"
         time.sleep(0.01)
     return max(fresh)
@@ -84,7 +84,7 @@ def merge_to_two(onehop: Onehop) -> None:
             ended(onehop, onehop.call("POST", "/v1/shards:merge", {"shards": names})["id"])
     # What was replaced ends a moment later.
     deadline_s = time.monotonic() + SETTLE_S
-    while len(pids(onehop, SHARD)) > 2 and time.monotonic() < deadline_s:
+    while len(onehop.shards()) > 2 and time.monotonic() < deadline_s:
         time.sleep(0.2)
 
 

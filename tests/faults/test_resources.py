@@ -29,7 +29,7 @@ def test_a_disk_error_ends_the_owner_before_it_acknowledges(
     with new_load(onehop, seed=50) as load:
         for _ in range(5):
             load.wait_answers(20)
-            victim = onehop.wait_named(SHARD, 2)[0]
+            victim = onehop.wait_shards(2)[0]
             with failing(victim.pid, call):
                 deadline = time.monotonic() + 30
                 while victim in onehop.named(SHARD):

@@ -63,7 +63,12 @@ def test_up_joins_a_running_ray_serves_and_leaves_it_behind(
     address, pid = head
     for name in ("onehop", "other"):
         (tmp_path / name).mkdir()
-    with Onehop(tmp_path / "onehop", ONEHOP_ADDRESS=address, ONEHOP_SHARDS=2) as onehop:
+    settings: dict[str, str | int | float] = {
+        "ONEHOP_ADDRESS": address,
+        "ONEHOP_SHARDS": 2,
+        "ONEHOP_SPARES": "false",
+    }
+    with Onehop(tmp_path / "onehop", **settings) as onehop:
         track = {"userId": "ada", "event": "Item Viewed", "messageId": "m-1"}
         assert onehop.call("POST", "/v1/track", track)["durability"] == "disk"
         running = commands_below(pid)
@@ -77,7 +82,7 @@ def test_up_joins_a_running_ray_serves_and_leaves_it_behind(
         time.sleep(0.1)
     assert any("gcs_server" in line for line in commands_below(pid))
     # What was acknowledged is there for the next that joins, on another port.
-    with Onehop(tmp_path / "onehop", ONEHOP_ADDRESS=address, ONEHOP_SHARDS=2) as onehop:
+    with Onehop(tmp_path / "onehop", **settings) as onehop:
         assert onehop.call("GET", "/v1/profiles/ada")["eventsTotal"] == 1
         assert onehop.call("POST", "/v1/track", track)["duplicate"]
         with pytest.raises(RuntimeError, match="Ray Serve listens on port"):
