@@ -155,7 +155,7 @@ class CoordinatorActor:
                 await self.care.step(loop.time(), partition_map, found)
                 # Also a model actor that died and came back has to be told.
                 await self._on_shards(self.coordinator.names)
-                await self.processes.keep_spares(self._nodes_to_stay())
+                await self.processes.keep_spares(self._nodes_in_use())
             except Exception:
                 # Advice is never worth a shard's life; the next measurement may be possible.
                 LOG.exception("no plan can be made")
@@ -288,9 +288,14 @@ class CoordinatorActor:
             raise RequestError(409, "nothing is logged here", "durability", "memory", wanted)
         return self.desk
 
-    def _nodes_to_stay(self) -> list[str]:
-        draining = self.custody.draining if self.custody is not None else ()
-        return [node_id for node_id in self.nodes.alive() if node_id not in draining]
+    def _nodes_in_use(self) -> set[str]:
+        """Nodes with a shard or a copy of one; not those that are to go."""
+        used = {owner.node_id for owner in self.coordinator.map.owners}
+        if self.custody is not None and self.custody.table is not None:
+            backups = (claim.backup for claim in self.custody.table.claims)
+            used |= {backup.node_id for backup in backups if backup is not None}
+            used -= self.custody.draining
+        return used.intersection(self.nodes.alive())
 
     def _all_nodes(self) -> list[Node]:
         machines = machines_of(self.config, ray.nodes())  # type: ignore[no-untyped-call]

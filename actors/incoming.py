@@ -136,7 +136,7 @@ class Incoming:
         await self._around.store.read()
         end = End(FIRST_SEQ, self._claim.epoch, None, 0, 0)
         # The sources keep for us what they write meanwhile.
-        await quietly(write_snapshot, self._shard, self._folder.path, end, True)
+        await quietly(write_snapshot, self._shard, self._folder.path, end)
         await self._open_log(end)
 
     async def _fetch(self, log: SourceLog, begun: Begun, folder: Path) -> None:
@@ -158,7 +158,7 @@ class Incoming:
         config = self._shard.config
         whole = ShardState("source", KeyRange(0, HASH_SPACE), config, now=self._shard.now)
         whole.learns = False
-        end = replay(whole, folder)
+        end = replay(whole, folder, hurried=False)
         if end.next_seq != next_seq:
             raise Unavailable(f"the source's files end before {end.next_seq}, wanted {next_seq}")
         return take_range(self._shard, whole, heir)

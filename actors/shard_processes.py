@@ -1,4 +1,4 @@
-"""Ray's actors that run shards: found again, made, and on every node one to spare.
+"""Ray's actors that run shards: found again, made, and on every node in use one to spare.
 
 Most of what the start of a shard takes is that of a process: imports, and kernels that are loaded.
 A spare has that behind it: a shard that died is back once its log is read, and a range moves

@@ -61,8 +61,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shard_cpus: Annotated[float, Meta(gt=0)] = 0.5
     """CPU that a shard claims from Ray; above 0, or the autoscaler takes its node for idle."""
     spares: bool = True
-    """Whether every node keeps a process ready, of some 250 MiB, in which a shard that died or is
-    to be starts at once."""
+    """Whether every node with shards keeps a process ready, of some 280 MiB, in which a shard that
+    died or is to be starts at once."""
     reshape: Literal["auto", "always", "advise"] = "auto"
     """Whether shards are split, merged and moved as `onehop plan` says. "auto" does so from two
     nodes on: on one, more shards take more of the same memory and disk, so it only advises."""
