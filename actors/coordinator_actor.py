@@ -155,7 +155,9 @@ class CoordinatorActor:
                 await self.care.step(loop.time(), partition_map, found)
                 # Also a model actor that died and came back has to be told.
                 await self._on_shards(self.coordinator.names)
-                await self.processes.keep_spares(self._nodes_in_use())
+                # While ranges move, the start of a process would be in the way.
+                start = not self.coordinator.reshaping
+                await self.processes.keep_spares(self._nodes_in_use(), start)
             except Exception:
                 # Advice is never worth a shard's life; the next measurement may be possible.
                 LOG.exception("no plan can be made")

@@ -37,6 +37,9 @@ from cluster.replication import Primary
 LOG = logging.getLogger("onehop.actors")
 
 PIECE_BYTES = 4 << 20
+RESTED_BYTES_MAX = 512 << 20
+"""So much is read and written with rests; with more, the sources would have to keep too much for
+us of what they write meanwhile."""
 TURN_RECORDS = 200
 """Records applied in one turn of the loop."""
 ITEM_S = 5.0
@@ -119,13 +122,15 @@ class Incoming:
         self._shard.learns = False
         self._folder.create(CopyState(sealed=self._claim.epoch, served=True))
         self._folder.lock(0.0)
+        hurried = False
         for source, log in sources.items():
             begun = await log.begin(self._handoff)
             folder = self._folder.path / f"incoming-{source.shard_id}"
+            hurried = hurried or sum(size for _, size in begun.files) > RESTED_BYTES_MAX
             try:
                 await self._fetch(log, begun, folder)
                 heir = source.start in self._shard.key_range
-                numbers = await quietly(self._extract, folder, heir, begun.next_seq)
+                numbers = await quietly(self._extract, folder, heir, begun.next_seq, hurried)
             finally:
                 await asyncio.to_thread(shutil.rmtree, folder, True)
             successor = Successor(self._shard, heir, numbers)
@@ -136,8 +141,12 @@ class Incoming:
         await self._around.store.read()
         end = End(FIRST_SEQ, self._claim.epoch, None, 0, 0)
         # The sources keep for us what they write meanwhile.
-        await quietly(write_snapshot, self._shard, self._folder.path, end)
+        await quietly(write_snapshot, self._shard, self._folder.path, end, hurried)
         await self._open_log(end)
+        # Until the backup has all of it: when the sources are frozen nobody is to wait for that.
+        assert self.owned is not None
+        self._shard.log(records.Followed(self._handoff))
+        await self.owned.journal.sync()
 
     async def _fetch(self, log: SourceLog, begun: Begun, folder: Path) -> None:
         """Bring the files of a source here: by name if they are on this disk, else piecewise."""
@@ -154,11 +163,11 @@ class Incoming:
                     piece = await log.read(name, offset, min(PIECE_BYTES, size - offset))
                     await asyncio.to_thread(file.write, piece)
 
-    def _extract(self, folder: Path, heir: bool, next_seq: int) -> Numbers:
+    def _extract(self, folder: Path, heir: bool, next_seq: int, hurried: bool) -> Numbers:
         config = self._shard.config
         whole = ShardState("source", KeyRange(0, HASH_SPACE), config, now=self._shard.now)
         whole.learns = False
-        end = replay(whole, folder, hurried=False)
+        end = replay(whole, folder, hurried=hurried)
         if end.next_seq != next_seq:
             raise Unavailable(f"the source's files end before {end.next_seq}, wanted {next_seq}")
         return take_range(self._shard, whole, heir)

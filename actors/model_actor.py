@@ -36,7 +36,7 @@ class RayLearner:
                 self._actor = ray.get_actor(self.actor_name)
             return await getattr(self._actor, method).remote(*args)
         except (RayActorError, ValueError) as error:
-            # ValueError: no actor of that name yet.
+            # ValueError: no actor of that name any more.
             self._actor = None
             raise Unavailable(f"{self.actor_name}: {error}") from None
 

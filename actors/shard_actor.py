@@ -80,7 +80,7 @@ class ShardActor:
         await asyncio.shield(self.loading)
 
     async def become(self, shard_id: str, start: str, stop: str, place_json: bytes) -> None:
-        """Be this shard from now on. All other methods are for who has become one."""
+        """Be this shard from now on. All but `load` and `who` is for those that have become one."""
         self.place = msgspec.json.decode(place_json, type=Place)
         key_range = KeyRange(int(start, 16), int(stop, 16))
         self.shard = Shard(shard_id, key_range, self.config, epoch=0)
@@ -347,7 +347,13 @@ class ShardActor:
 
     async def take_deltas(self, known_life: str, had: int) -> Taken:
         """What the engines learned since this was last asked; for the model actor."""
+        self._check_read()
         return self.lessons.take(known_life, had)
+
+    def _check_read(self) -> None:
+        """Raises Unavailable before the log is read: what it says was learned before."""
+        if self.address is None and self.incoming is None:
+            raise Unavailable(f"shard {self.shard_id} is starting")
 
     async def install_model(
         self,
@@ -357,6 +363,7 @@ class ShardActor:
         included: int,
     ) -> None:
         """Decide with a merged base from now on; its arrays stay where Ray has mapped them."""
+        self._check_read()
         base, sums, context, treatment = published
         state = self.shard.tenant(tenant)
         state.engine.install(shared(base), sums, name, included)

@@ -34,21 +34,26 @@ LOG = logging.getLogger("onehop.actors")
 
 PREFIX = "onehop-shard-"
 CALL_S = 5.0
-WHO_S = 10.0
-"""How long a process may take to say which shard it is; who says nothing is started anew."""
 SPARE_S = 120.0
 """How long a spare may take until it is ready; there may be no room for it."""
+CPUS_LEFT = 1.0
+"""What a spare leaves free on a node where gateways and others have a place, too."""
 REST_S = 10.0
 """From the use of a spare to the start of the next: what needed it may still be busy."""
 RETRY_S = 600.0
 
 
 class _Process(NamedTuple):
-    """loaded: done once a spare is ready; None of who never was one."""
-
     name: str
     actor: Any
-    loaded: asyncio.Task[None] | None = None
+
+
+class _Spare(NamedTuple):
+    """loaded: whether it is ready; life: ends when it can't be, or has died."""
+
+    process: _Process
+    loaded: asyncio.Event
+    life: asyncio.Task[None]
 
 
 class ShardProcesses:
@@ -59,7 +64,7 @@ class ShardProcesses:
         self._living: dict[str, _Process] = {}
         """Shards that outlived a coordinator, until they are asked for."""
         self._processes: dict[str, _Process] = {}
-        self._spares: dict[str, _Process] = {}
+        self._spares: dict[str, _Spare] = {}
         """By node."""
         self._next_s: dict[str, float] = {}
         """When a node may start its next one."""
@@ -81,7 +86,7 @@ class ShardProcesses:
         }
         for process in processes:
             if process not in self._living.values():
-                LOG.warning("%s is ended: no claim names it", process.name)
+                LOG.info("%s is ended: it is no shard that is wanted", process.name)
                 ray.kill(process.actor)
 
     async def make(self, shard_id: str, key_range: KeyRange, place: Place) -> ShardHandle:
@@ -111,45 +116,52 @@ class ShardProcesses:
             return None
         return stats
 
-    async def keep_spares(self, node_ids: Collection[str]) -> None:
+    async def keep_spares(self, node_ids: Collection[str], start: bool) -> None:
         """See to it that these nodes, as far as they have room, and no others have a spare each.
-        Called every few seconds; one is started at a time."""
+
+        Called every few seconds; starts one at most, and none unless it may `start` one.
+        """
         now_s = asyncio.get_running_loop().time()
         for node_id, spare in list(self._spares.items()):
-            assert spare.loaded is not None
-            failed = spare.loaded.done() and spare.loaded.exception() is not None
-            if failed:
-                LOG.warning("node %s has no spare: %s", node_id, spare.loaded.exception())
-                self._next_s[node_id] = now_s + RETRY_S
-            if failed or node_id not in node_ids:
-                ray.kill(self._spares.pop(node_id).actor)
-        if not self.config.spares:
-            return
-        for node_id in node_ids:
+            if spare.life.done():
+                LOG.warning("the spare of node %s is gone: %r", node_id, spare.life.exception())
+                self._next_s[node_id] = now_s + (REST_S if spare.loaded.is_set() else RETRY_S)
+            if spare.life.done() or node_id not in node_ids:
+                self._end(self._spares.pop(node_id))
+        for node_id in node_ids if start and self.config.spares else ():
             due = node_id not in self._spares and now_s >= self._next_s.get(node_id, 0.0)
             if due and await asyncio.to_thread(self._fits, node_id):
-                process = self._start(node_id)
-                loading = reach(process.actor.load.remote(), SPARE_S)
-                loaded = asyncio.create_task(_done(loading))
-                self._spares[node_id] = process._replace(loaded=loaded)
+                process, loaded = self._start(node_id), asyncio.Event()
+                life = asyncio.create_task(_live(process.actor, loaded))
+                self._spares[node_id] = _Spare(process, loaded, life)
                 return
 
     def close(self) -> None:
         """End all spares."""
         for spare in self._spares.values():
-            ray.kill(spare.actor)
+            self._end(spare)
         self._spares.clear()
+
+    def _end(self, spare: _Spare) -> None:
+        spare.life.cancel()
+        ray.kill(spare.process.actor)
 
     async def _become(self, node_id: str, *what: Any) -> _Process:
         """A process that has become this shard: the spare of the node, else a new one."""
         spare = self._take(node_id)
         if spare is not None:
             try:
-                await reach(spare.actor.become.remote(*what), CALL_S)
-                return spare
+                # One that is not ready yet is sooner ready than another.
+                limit_s = CALL_S if spare.loaded.is_set() else START_S
+                await reach(spare.process.actor.become.remote(*what), limit_s)
+                spare.life.cancel()
+                return spare.process
             except Unavailable as error:
-                LOG.warning("the spare %s is of no use: %s", spare.name, error)
-                ray.kill(spare.actor)
+                LOG.warning("the spare %s is of no use: %s", spare.process.name, error)
+                self._end(spare)
+            except BaseException:
+                self._end(spare)
+                raise
         process = self._start(node_id)
         try:
             await reach(process.actor.become.remote(*what), START_S)
@@ -159,7 +171,7 @@ class ShardProcesses:
             raise
         return process
 
-    def _take(self, node_id: str) -> _Process | None:
+    def _take(self, node_id: str) -> _Spare | None:
         """The spare of a node, or any if the node is all the same."""
         node_id = node_id or next(iter(self._spares), "")
         self._next_s[node_id] = asyncio.get_running_loop().time() + REST_S
@@ -175,8 +187,11 @@ class ShardProcesses:
     def _fits(self, node_id: str) -> bool:
         """Whether a node has room for one more: what has to wait for it would have Ray's
         autoscaler add a node."""
+        wanted = self._claims
+        if wanted["CPU"] and not self.config.node_roles:
+            wanted["CPU"] += CPUS_LEFT
         free = available_resources_per_node().get(node_id, {})  # type: ignore[no-untyped-call]
-        return all(free.get(name, 0.0) >= amount for name, amount in self._claims.items())
+        return all(free.get(name, 0.0) >= amount for name, amount in wanted.items())
 
     def _start(self, node_id: str) -> _Process:
         name = PREFIX + secrets.token_hex(8)
@@ -200,12 +215,15 @@ class ShardProcesses:
 async def _who(process: _Process) -> tuple[str, int]:
     """Which shard a process is, and its epoch; ("", 0) if it is none or does not say."""
     try:
-        shard_id, epoch = await reach(process.actor.who.remote(), WHO_S)
+        shard_id, epoch = await reach(process.actor.who.remote(), START_S)
     except Unavailable as error:
         LOG.warning("%s does not say which shard it is: %s", process.name, error)
         return "", 0
     return shard_id, epoch
 
 
-async def _done(call: Any) -> None:
-    await call
+async def _live(actor: Any, loaded: asyncio.Event) -> None:
+    """The life of a spare. Raises what ends it."""
+    await reach(actor.load.remote(), SPARE_S)
+    loaded.set()
+    await actor.forever.remote()

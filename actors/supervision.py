@@ -90,7 +90,7 @@ class Supervision:
             LOG.warning("shard %s died; restart %d", slot.shard_id, slot.restarts)
             if slot.tending is not None:
                 slot.tending.cancel()
-            # Ray learns of a lost node late, and would give its dead actor for a new one till then.
+            # Ray learns of a lost node late; what it takes for dead runs on for nobody.
             with suppress(Exception):
                 await slot.handle.kill()
             await self._relaunch(slot)

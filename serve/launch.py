@@ -221,7 +221,7 @@ def serve_environment(config: Config, run_dir: Path) -> dict[str, str]:
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": str(READY_S),
         # Three failed checks until HAProxy is started anew: at the default of ten seconds, nobody
         # is answered for half a minute. A check that is late has failed only after ten seconds.
-        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5",
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.2",
         # Gateways' load reaches Serve's autoscaler every ten seconds by default.
         "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": str(REPORT_S),
         "RAY_USAGE_STATS_ENABLED": "0",

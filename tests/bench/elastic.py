@@ -9,8 +9,10 @@ again and again, over two of Ray's nodes), `nodes` (one joins, and is drained an
 
 A row has what failed at the first attempt (`failed_first`: HTTP, no retries) and after the SDK's
 retries (`failed`), what the history checker found lost, doubled or otherwise `wrong`, and the p99
-during the change over that before it. `decided_s` is the time from the start of an overload of the
-gateways to a second one being asked for. `pause_ms` is how long a handoff held requests.
+from the begin of a change until what follows from it is over, over that before it (`p99_ratio`;
+`p99_ratio_change`: until the change itself is over). `decided_s` is the time from the start of an
+overload of the gateways to a second one being asked for. `pause_ms` is how long a handoff held
+requests.
 """
 
 from __future__ import annotations

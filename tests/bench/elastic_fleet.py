@@ -151,7 +151,10 @@ def _together(kind: str, rows: list[Row]) -> Row:
         "pause_ms_p50": round(statistics.median(pauses), 1),
         "pause_ms_p99": round(percentile(pauses, 0.99), 1),
         "p99_ms": round(statistics.median(row["p99_ms"] for row in rows), 1),
-        "p99_ratio": round(statistics.median(row["p99_ratio"] for row in rows), 2),
+        **{
+            name: round(statistics.median(row[name] for row in rows), 2)
+            for name in ("p99_ratio", "p99_ratio_change")
+        },
     }
 
 

@@ -23,7 +23,10 @@ from tests.faults.load import FAILED, ITEM, Body, Load, Reply, Wire, http_wire
 CALLERS = 8
 """Of each kind."""
 QUIET_S = 8.0
-"""Sources of a reshape tell for some seconds where their range went, then go."""
+"""After which what came before is over."""
+AFTER_S = 18.0
+"""What follows from a change: sources tell for some seconds where their range went, then go; ten
+seconds after a spare process was used the next is started, and loads what it needs."""
 
 
 class Seen:
@@ -126,11 +129,12 @@ Change = Callable[[], Awaitable[Row]]
 async def changed(
     name: str, url: str, key: str, rate: float, seconds: float, change: Change
 ) -> Row:
-    """A row: steady load for `seconds`, the change, and load for half of that after it.
+    """A row: steady load for `seconds`, the change, and load for AFTER_S after it.
 
     change     what it returns goes into the row; where the load itself is what leads to a change,
                `steady` tells when (perf_counter) there was that load and no change yet
-    p99_ratio  p99 while it changed, over the p99 before
+    p99_ratio  p99 from its begin until what follows from it is over, over the p99 before;
+               p99_ratio_change: until the change itself is over
     """
     async with Client(url, key) as client:
         await client.put_items([{"id": ITEM}])
@@ -145,11 +149,12 @@ async def changed(
     changed_s = time.perf_counter()
     found = await change()
     settled_s = time.perf_counter()
-    await asyncio.sleep(seconds / 2)
+    await asyncio.sleep(AFTER_S)
     told = await asyncio.to_thread(load.stop)
     if "steady" in found:
         began_s, changed_s = found.pop("steady")
-    steady, during = load.p99_ms(began_s, changed_s), load.p99_ms(changed_s, settled_s)
+    steady = load.p99_ms(began_s, changed_s)
+    during, after = (load.p99_ms(changed_s, settled_s + more_s) for more_s in (0.0, AFTER_S))
     row: Row = {
         "arm": name,
         "connections": 2 * CALLERS,
@@ -157,7 +162,8 @@ async def changed(
         "change_s": round(settled_s - changed_s, 2),
         "rps": round(rate),
         "p99_ms": round(steady, 1),
-        "p99_ratio": round(during / steady, 2) if steady else 0.0,
+        "p99_ratio": round(after / steady, 2) if steady else 0.0,
+        "p99_ratio_change": round(during / steady, 2) if steady else 0.0,
         **found,
     }
     print(row, flush=True)
