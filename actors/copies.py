@@ -61,9 +61,17 @@ class CopyFolder:
         return (self.path / STATE).exists()
 
     def create(self, state: CopyState) -> None:
-        """Make an empty copy, durably."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.save(state)
+        """Make an empty copy, durably. A crash leaves it whole, or as what is to be deleted."""
+        if self.path.exists():
+            self.save(state)
+        else:
+            begun = self.path.with_name(self.copy_id + GONE)
+            lock = lock_folder(begun, 0.0)
+            try:
+                write_durably(begun / STATE, msgspec.json.encode(state))
+                begun.rename(self.path)
+            finally:
+                os.close(lock)
         for folder in (self.path.parent, self.path.parent.parent):
             fsync_folder(folder)
 

@@ -34,6 +34,8 @@ LOG = logging.getLogger("onehop.actors")
 
 PREFIX = "onehop-shard-"
 CALL_S = 5.0
+STARTING_S = 20.0
+"""How long a spare may take until it can become a shard if it has just been started."""
 SPARE_S = 120.0
 """How long a spare may take until it is ready; there may be no room for it."""
 CPUS_LEFT = 1.0
@@ -152,7 +154,7 @@ class ShardProcesses:
         if spare is not None:
             try:
                 # One that is not ready yet is sooner ready than another.
-                limit_s = CALL_S if spare.loaded.is_set() else START_S
+                limit_s = CALL_S if spare.loaded.is_set() else STARTING_S
                 await reach(spare.process.actor.become.remote(*what), limit_s)
                 spare.life.cancel()
                 return spare.process

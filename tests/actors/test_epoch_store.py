@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 import msgspec
@@ -99,3 +100,25 @@ def test_a_copy_that_a_process_holds_is_not_removed(tmp_path: Path) -> None:
     remove_copy(config, "0", "c1")
     assert not copies_here(config)
     assert not folder.path.exists()
+
+
+def test_a_copy_that_was_half_made_is_no_copy_and_is_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Config(data_dir=str(tmp_path))
+
+    def crash(path: Path, data: bytes) -> None:
+        path.with_suffix(".tmp").write_bytes(data)
+        raise OSError("the power went")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("actors.copies.write_durably", crash)
+        with pytest.raises(OSError, match="power"):
+            CopyFolder(config, "16", "c1").create(CopyState())
+    assert not copies_here(config)
+    deadline_s = time.monotonic() + 10.0
+    while (tmp_path / "shards" / "16").exists():
+        assert time.monotonic() < deadline_s, "what was left is not deleted"
+        time.sleep(0.01)
+    CopyFolder(config, "16", "c2").create(CopyState(sealed=3))
+    assert CopyFolder(config, "16", "c2").state.sealed == 3
