@@ -179,8 +179,7 @@ class CoordinatorActor:
 
     async def shard_actor(self, shard_id: str) -> str:
         """Ray's name of the actor that is this shard now. Raises Unavailable."""
-        self.processes.actor(shard_id)
-        return self.processes.names([shard_id])[shard_id]
+        return self.processes.name(shard_id)
 
     async def map(self) -> bytes:
         return encode_map((await self._started()).map)

@@ -104,11 +104,18 @@ class ShardProcesses:
         """Ray's names of the actors of shards, as far as they have any."""
         return {one: self._processes[one].name for one in shard_ids if one in self._processes}
 
+    def name(self, shard_id: str) -> str:
+        """Ray's name of a shard's actor. Raises Unavailable if there never was such a shard."""
+        return self._process(shard_id).name
+
     def actor(self, shard_id: str) -> Any:
         """Raises Unavailable if there never was such a shard."""
+        return self._process(shard_id).actor
+
+    def _process(self, shard_id: str) -> _Process:
         if shard_id not in self._processes:
             raise Unavailable(f"shard {shard_id} is not running")
-        return self._processes[shard_id].actor
+        return self._processes[shard_id]
 
     async def stats(self, shard_id: str) -> dict[str, Any] | None:
         """A shard's counters; None if it can't be asked."""

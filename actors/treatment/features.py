@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BUCKETS_PER_OCTAVE = 4
-BUCKETS_PER_E = BUCKETS_PER_OCTAVE / math.log(2.0)
+LOG_2 = math.log(2.0)
 FEATURES_MAX = 256
 """Features of one context, and of one arm; further ones are left out."""
 
@@ -48,18 +48,18 @@ def features_of(named: Mapping[str, Value]) -> Features:
     values: list[float] = []
     names: list[str] = []
     for name, value in named.items():
-        if value is None:
-            continue
-        names.append(name)
+        if value is not None:
+            names.append(name)
         if isinstance(value, str):
             hashes.append(crc32(value.encode(), _begun(name, "=")))
             values.append(1.0)
         elif isinstance(value, bool):
             hashes.append(crc32(b"True" if value else b"False", _begun(name, "=")))
             values.append(1.0)
-        else:
+        elif value is not None:
             size = math.copysign(math.log1p(abs(value)), value)
-            hashes += _number(name, round(size * BUCKETS_PER_E))
+            bucket = round(size / LOG_2 * BUCKETS_PER_OCTAVE)
+            hashes += (_begun(name, ""), _bucket(name, bucket))
             values += (size, 1.0)
             names.append(name)
     return Features(
@@ -94,9 +94,8 @@ def _begun(name: str, sign: str) -> int:
 
 # A quarter octave tells no more of anybody than the counts that are kept of it.
 @lru_cache(maxsize=1 << 14)
-def _number(name: str, bucket: int) -> tuple[int, int]:
-    """The two features of a number that falls in this bucket."""
-    return _begun(name, ""), crc32(b"%d" % bucket, _begun(name, "~"))
+def _bucket(name: str, bucket: int) -> int:
+    return crc32(b"%d" % bucket, _begun(name, "~"))
 
 
 class Arm(msgspec.Struct, frozen=True):

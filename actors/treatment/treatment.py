@@ -348,22 +348,17 @@ def every(n: int) -> NDArray[np.int32]:
     return np.arange(n, dtype=np.int32)
 
 
-@lru_cache(maxsize=SLOTS_MAX + 1)
-def _nothing_fixed(slots: int) -> NDArray[np.int32]:
-    """-1 for each slot, int32; not to be changed."""
-    return np.full(slots, -1, np.int32)
-
-
 def _candidates(
     n: int, eligible: NDArray[np.int32] | None, pins: Mapping[int, int] | None, slots: int
 ) -> tuple[NDArray[np.int32], int, NDArray[np.int32]]:
     """Arms that are looked at, int32; how many of them, the first, may be drawn; and by slot which
     of the others stands there, int32, -1 = none.
     """
+    fixed = np.empty(min(slots, SLOTS_MAX), np.int32)
+    fixed.fill(-1)
     rows = every(n) if eligible is None else eligible
     if not pins:
-        return rows, len(rows), _nothing_fixed(min(slots, SLOTS_MAX))
-    fixed = _nothing_fixed(min(slots, SLOTS_MAX)).copy()
+        return rows, len(rows), fixed
     rows = rows[~np.isin(rows, list(pins.values()))]
     free = len(rows)
     for i, place in enumerate(pins):

@@ -78,7 +78,7 @@ class Processes(ShardProcesses):
 
     async def make_one(self, shard_id: str, node_id: str = "a") -> str:
         await self.make(shard_id, WHOLE, Place("copy", node_id))
-        return self.names([shard_id])[shard_id]
+        return self.name(shard_id)
 
 
 @pytest.fixture

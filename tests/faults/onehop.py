@@ -15,6 +15,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +29,7 @@ START_S = 240.0
 START_ATTEMPTS = 5
 STOP_S = 120.0
 """Long, for a machine that starts three others meanwhile: who is cut off leaves things behind."""
+PROCESSES_S = 60.0
 POLL_S = 0.05
 
 # Words in the command lines of the processes that faults hit.
@@ -140,14 +142,9 @@ class Onehop:
                 found.append(process)
         return sorted(found, key=lambda process: process.started)
 
-    def wait_named(self, word: str, count: int, timeout_s: float = 60.0) -> list[Process]:
+    def wait_named(self, word: str, count: int) -> list[Process]:
         """Its processes with `word`, once there are `count`. Raises TimeoutError."""
-        deadline = time.monotonic() + timeout_s
-        while len(found := self.named(word)) < count:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{len(found)} of {count} {word} after {timeout_s} s")
-            time.sleep(POLL_S)
-        return found
+        return self._wait(lambda: self.named(word), word, count)
 
     def shards(self) -> list[Process]:
         """Its processes that are shards: those that have a file of one open."""
@@ -158,12 +155,15 @@ class Onehop:
         shards = self.shards()
         return [process for process in self.named(SHARD) if process not in shards]
 
-    def wait_shards(self, count: int, timeout_s: float = 60.0) -> list[Process]:
+    def wait_shards(self, count: int) -> list[Process]:
         """Its shards, once there are `count`. Raises TimeoutError."""
-        deadline = time.monotonic() + timeout_s
-        while len(found := self.shards()) < count:
+        return self._wait(self.shards, "shards", count)
+
+    def _wait(self, find: Callable[[], list[Process]], what: str, count: int) -> list[Process]:
+        deadline = time.monotonic() + PROCESSES_S
+        while len(found := find()) < count:
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{len(found)} of {count} shards after {timeout_s} s")
+                raise TimeoutError(f"{len(found)} of {count} {what} after {PROCESSES_S} s")
             time.sleep(POLL_S)
         return found
 
