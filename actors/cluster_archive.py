@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Collection
 from functools import partial
 from pathlib import Path
@@ -54,10 +55,11 @@ class ClusterArchive:
 def cluster_state(data_path: Path) -> State:
     """The files of a data folder that belong to no shard, but for keys and what is unfinished."""
     found = []
-    for path in sorted(data_path.rglob("*")):
-        parts = path.relative_to(data_path).parts
-        in_shard = len(parts) > 2 and parts[0] == "shards"
-        skipped = path.name in SECRETS or path.suffix in (".tmp", ".lock")
-        if not in_shard and not skipped and path.name != "lock" and path.is_file():
-            found.append(Extent(path))
+    for folder, folders, names in os.walk(data_path):
+        if Path(folder) == data_path / "shards":
+            folders.clear()
+        for path in (Path(folder, name) for name in sorted(names)):
+            skipped = path.name in SECRETS or path.suffix in (".tmp", ".lock")
+            if not skipped and path.name != "lock" and path.is_file():
+                found.append(Extent(path))
     return State(found, 0)

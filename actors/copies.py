@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from glob import glob
 from pathlib import Path
 from typing import NamedTuple
 
@@ -109,13 +110,21 @@ def new_copy_id() -> str:
 def copies_here(config: Config) -> list[CopyFound]:
     """All copies in this node's data folder. What was left of others is deleted by and by."""
     shards = config.data_path / "shards"
-    for left in shards.glob(f"*/*{GONE}"):
-        later(_sweep, left)
+    # `Path.glob` raises if a folder is removed while it looks.
+    for left in glob(f"*/*{GONE}", root_dir=shards):
+        later(_sweep, shards / left)
     found = []
-    for path in sorted(shards.glob(f"*/*/{STATE}")):
-        folder = CopyFolder(config, path.parent.parent.name, path.parent.name)
-        if not folder.copy_id.endswith(GONE):
-            found.append(CopyFound(folder.shard_id, folder.copy_id, folder.state.made_for))
+    for path in sorted(glob(f"*/*/{STATE}", root_dir=shards)):
+        shard_id, copy_id, _ = path.split("/")
+        folder = CopyFolder(config, shard_id, copy_id)
+        if copy_id.endswith(GONE):
+            continue
+        try:
+            found.append(CopyFound(shard_id, copy_id, folder.state.made_for))
+        except ConfigError:
+            # What was removed meanwhile is no copy.
+            if folder.exists:
+                raise
     return found
 
 

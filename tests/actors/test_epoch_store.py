@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import threading
 import time
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from actors.copies import CopyFolder, CopyState, copies_here, remove_copy
+from actors.copies import CopyFolder, CopyFound, CopyState, copies_here, remove_copy
 from actors.custody import Custody
 from actors.epoch_store import FileEpochStore, MemoryEpochStore, check_folder
 from actors.layout import Layout
@@ -100,6 +102,28 @@ def test_a_copy_that_a_process_holds_is_not_removed(tmp_path: Path) -> None:
     remove_copy(config, "0", "c1")
     assert not copies_here(config)
     assert not folder.path.exists()
+
+
+def test_copies_that_go_while_they_are_listed_are_no_error(tmp_path: Path) -> None:
+    config = Config(data_dir=str(tmp_path))
+    ended = threading.Event()
+
+    def come_and_go() -> None:
+        for number in itertools.count(1):
+            if ended.is_set():
+                return
+            CopyFolder(config, str(number), "c1").create(CopyState())
+            remove_copy(config, str(number), "c1")
+
+    CopyFolder(config, "0", "c0").create(CopyState())
+    comer = threading.Thread(target=come_and_go)
+    comer.start()
+    try:
+        for _ in range(500):
+            assert CopyFound("0", "c0", 0) in copies_here(config)
+    finally:
+        ended.set()
+        comer.join()
 
 
 def test_a_copy_that_was_half_made_is_no_copy_and_is_deleted(
