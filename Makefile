@@ -22,7 +22,7 @@ run: setup $(VENV)/.compiled
 test: setup
 	@$(MAKE) --no-print-directory -j2 check $(VENV)/.compiled
 	@command -v strace >/dev/null || { apt-get update -q && apt-get install -q -y strace; } || true
-	$(BIN)/python -m pytest -n 3 --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 check: setup
 	$(BIN)/ruff format --check .

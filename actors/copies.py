@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -25,6 +26,8 @@ from cluster.config import Config
 from cluster.errors import ConfigError, Unavailable
 
 STATE = "copy.json"
+MAKING_S = 60.0
+"""How old half a copy is that nobody makes any more."""
 
 
 class CopyState(msgspec.Struct, frozen=True):
@@ -143,9 +146,10 @@ def remove_copy(config: Config, shard_id: str, copy_id: str) -> None:
 
 
 def _sweep(left: Path) -> None:
-    """Delete what a crash left of a copy; who deletes it now holds its lock."""
-    if left.exists():
-        with suppress(Unavailable, OSError):
+    """Delete what a crash left of a copy; who deletes it now holds its lock, and who makes one is
+    about to."""
+    with suppress(Unavailable, OSError):
+        if time.time() - left.stat().st_mtime > MAKING_S:
             _free_locked(left, partial(os.close, lock_folder(left, 0.0)))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,9 @@ from cluster.errors import StoreFull
 if TYPE_CHECKING:
     from actors.state import ShardState
 
+# Of one turn of the loop; more would keep requests waiting over 10 ms.
+EVENTS_MAX = 20_000
+PROFILES_MAX = 1000
 LOADED_MAX = 200_000
 """Chunks that are remembered: of 20,000 events each, four billion of one shard."""
 
@@ -31,6 +36,21 @@ class Loads:
     def __init__(self, state: ShardState) -> None:
         self._state = state
         self.applied: dict[str, int] = {}
+
+    async def events_in_turns(
+        self,
+        token: str,
+        tenant_name: str,
+        chunk: dict[str, NDArray[Any]],
+        make_room: Callable[[], object],
+    ) -> int:
+        """Apply as `events` does, any number, beside those who ask for something."""
+        for part_token, part in _parts(token, chunk, EVENTS_MAX):
+            make_room()
+            self.events(part_token, tenant_name, part)
+            await asyncio.sleep(0)
+        self.mark(token, len(chunk["item"]))
+        return self.applied[token]
 
     def events(self, token: str, tenant_name: str, chunk: dict[str, NDArray[Any]]) -> int:
         """Apply many events at once, in order, once per token. Returns how many.
@@ -67,6 +87,17 @@ class Loads:
             tenant.engine.learn_batch(rows, items, kinds, chunk["value"], chunk["time"])
         if tenant.catalogue.embeddings is not None:
             self._state.store.blend_many(rows, items, kinds, tenant.catalogue.embeddings)
+
+    async def profiles_in_turns(self, token: str, tenant_name: str, chunk: dict[str, Any]) -> int:
+        """Merge as `profiles` does, any number, beside those who ask for something.
+
+        chunk  columns key_hi, key_lo and traits
+        """
+        for part_token, part in _parts(token, chunk, PROFILES_MAX):
+            self.profiles(part_token, tenant_name, part["key_hi"], part["key_lo"], part["traits"])
+            await asyncio.sleep(0)
+        self.mark(token, len(chunk["traits"]))
+        return self.applied[token]
 
     def profiles(
         self,
@@ -124,3 +155,9 @@ class Loads:
         self.mark(record.token, len(record.keys))
         for key, traits in zip(record.keys, record.traits, strict=True):
             self._state.set_traits(key, record.now_s, traits)
+
+
+def _parts(token: str, chunk: dict[str, Any], size: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A chunk in parts. Each has a token of its own: a crash may leave a chunk half applied."""
+    for start in range(0, len(chunk["key_hi"]), size):
+        yield f"{token}/{start}", {n: column[start : start + size] for n, column in chunk.items()}

@@ -54,9 +54,6 @@ ROOM_S = 1.0
 COMPACT_S = 5.0
 # What failed once, for want of room say, fails again a moment later, and costs a core meanwhile.
 COMPACT_RETRY_S = 60.0
-# Events applied in one turn of a warm start; more would keep requests waiting over 10 ms.
-LOAD_EVENTS_MAX = 20_000
-LOAD_PROFILES_MAX = 1000
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)
@@ -298,29 +295,15 @@ class ShardActor:
 
     async def load_events(self, token: str, tenant: str, chunk: dict[str, NDArray[Any]]) -> int:
         """Apply a warm start's chunk, once per token; returns how many events, once durable."""
-        count = len(chunk["item"])
-        for start in range(0, count, LOAD_EVENTS_MAX):
-            part = {name: column[start : start + LOAD_EVENTS_MAX] for name, column in chunk.items()}
-            self.shard.evictor.step()
-            # A part has a token of its own: a crash may leave a chunk half applied.
-            self.shard.loads.events(f"{token}/{start}", tenant, part)
-            await asyncio.sleep(0)
-        self.shard.loads.mark(token, count)
+        count = await self.shard.loads.events_in_turns(
+            token, tenant, chunk, self.shard.evictor.step
+        )
         await self._sync()
         return count
 
     async def load_profiles(self, token: str, tenant: str, chunk: dict[str, Any]) -> int:
         """Merge a warm start's traits, once per token; returns how many, once durable."""
-        count = len(chunk["traits"])
-        for start in range(0, count, LOAD_PROFILES_MAX):
-            part = {
-                name: column[start : start + LOAD_PROFILES_MAX] for name, column in chunk.items()
-            }
-            self.shard.loads.profiles(
-                f"{token}/{start}", tenant, part["key_hi"], part["key_lo"], part["traits"]
-            )
-            await asyncio.sleep(0)
-        self.shard.loads.mark(token, count)
+        count = await self.shard.loads.profiles_in_turns(token, tenant, chunk)
         await self._sync()
         return count
 

@@ -132,11 +132,9 @@ class Cluster:
         finally:
             started = descendants(os.getpid()) - self._before
             if self.lost():
-                # Ray's shutdown would wait five seconds for the dead. Without it this program can't
-                # start another, which it could not rely on anyhow: see `serve.cli._again`.
+                # It would wait for the dead.
                 end(started, 0.0)
-            else:
-                ray.shutdown()
+            ray.shutdown()
             if not self.config.address:
                 end(started, GRACE_S)
                 shutil.rmtree(self._run_dir, ignore_errors=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import threading
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from actors.copies import CopyFolder, CopyFound, CopyState, copies_here, remove_copy
+from actors.copies import MAKING_S, CopyFolder, CopyFound, CopyState, copies_here, remove_copy
 from actors.custody import Custody
 from actors.epoch_store import FileEpochStore, MemoryEpochStore, check_folder
 from actors.layout import Layout
@@ -139,6 +140,9 @@ def test_a_copy_that_was_half_made_is_no_copy_and_is_deleted(
         patched.setattr("actors.copies.write_durably", crash)
         with pytest.raises(OSError, match="power"):
             CopyFolder(config, "16", "c1").create(CopyState())
+    (half,) = (tmp_path / "shards" / "16").iterdir()
+    long_ago_s = time.time() - 2 * MAKING_S
+    os.utime(half, (long_ago_s, long_ago_s))
     assert not copies_here(config)
     deadline_s = time.monotonic() + 10.0
     while (tmp_path / "shards" / "16").exists():

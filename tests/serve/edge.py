@@ -11,9 +11,13 @@ from urllib.parse import unquote
 
 import msgspec
 
+from actors.catalogue import decode_items
+from actors.coordinator import ItemResult
 from actors.document_desk import DocumentDesk
 from actors.documents import Stored
+from actors.messages import BATCH_MAX
 from cluster.access import StoredKey
+from cluster.errors import RequestError
 from serve.auth import Keys, PlainKeys, generate_key, write_keys
 from serve.fast_lane import FastLane, install, uninstall
 from serve.gateway import Gateway
@@ -52,10 +56,15 @@ class FakeControl:
         self.desk = DocumentDesk(asyncio.Lock(), self._spread, lambda: 1_790_000_000.0)
 
     async def put_items(self, tenant: str, items_json: bytes) -> bytes:
-        items = msgspec.json.decode(items_json)
-        for item in items:
-            self.items[tenant, item["id"]] = item
-        return msgspec.json.encode([{"id": item["id"]} for item in items])
+        results = []
+        raw = msgspec.json.decode(items_json)
+        for item, entry in zip(raw, decode_items(items_json, BATCH_MAX), strict=True):
+            if isinstance(entry, RequestError):
+                results.append(ItemResult("", entry.status))
+            else:
+                self.items[tenant, entry.id] = item
+                results.append(ItemResult(entry.id))
+        return msgspec.json.encode(results)
 
     async def delete_items(self, tenant: str, ids: list[str]) -> list[bool]:
         return [self.items.pop((tenant, item_id), None) is not None for item_id in ids]
