@@ -58,8 +58,8 @@ def cluster_state(data_path: Path) -> State:
     for folder, folders, names in os.walk(data_path):
         if Path(folder) == data_path / "shards":
             folders.clear()
-        for path in (Path(folder, name) for name in sorted(names)):
+        for path in (Path(folder, name) for name in names):
             skipped = path.name in SECRETS or path.suffix in (".tmp", ".lock")
             if not skipped and path.name != "lock" and path.is_file():
                 found.append(Extent(path))
-    return State(found, 0)
+    return State(sorted(found), 0)

@@ -119,9 +119,9 @@ def copies_here(config: Config) -> list[CopyFound]:
     found = []
     for path in sorted(glob(f"*/*/{STATE}", root_dir=shards)):
         shard_id, copy_id, _ = path.split("/")
-        folder = CopyFolder(config, shard_id, copy_id)
         if copy_id.endswith(GONE):
             continue
+        folder = CopyFolder(config, shard_id, copy_id)
         try:
             found.append(CopyFound(shard_id, copy_id, folder.state.made_for))
         except ConfigError:
