@@ -8,7 +8,6 @@ A request is checked as a whole before anything changes.
 from __future__ import annotations
 
 import logging
-import secrets
 from collections.abc import Callable
 from time import perf_counter_ns, time
 from typing import Any
@@ -84,6 +83,7 @@ class Shard(ShardReads):
     """Owns the profiles of `key_range` and answers for them.
 
     now  the clock, seconds since 1970
+    rng  what chance decides here, choices and numbers of decisions; by default seeded by the system
     """
 
     def __init__(
@@ -93,16 +93,17 @@ class Shard(ShardReads):
         config: Config,
         epoch: int = 1,
         now: Callable[[], float] = time,
+        rng: np.random.Generator | None = None,
     ) -> None:
         super().__init__(shard_id, key_range, config, epoch, now)
+        self._rng = rng or np.random.default_rng()
         # Sequence numbers of decisions: a random start keeps them apart across restarts.
-        self._rng = np.random.default_rng()
-        self._sequence = secrets.randbits(24) << 36
+        self._sequence = int(self._rng.integers(1 << 24)) << 36
         self._decide_decoder = msgspec.json.Decoder(DecideRequest)
         self._track_decoder = msgspec.json.Decoder(TrackRequest)
         self._identify_decoder = msgspec.json.Decoder(IdentifyRequest)
         self._page_decoder = msgspec.json.Decoder(PageRequest)
-        self.watch = Watch(self, self._next_number)
+        self.watch = Watch(self, self._next_number, self._rng)
         self.mailroom = Mailroom(self)
         contact_ops = ContactOps(self, self, self.mailroom)
         self._handlers: dict[int, Callable[[Caller, bytes, int], Answer]] = {

@@ -73,12 +73,14 @@ class Said(NamedTuple):
 
 
 class Watch:
-    """Triggers of one shard. new_number: gives out the number of a decision."""
+    """Triggers of one shard. new_number: gives out the number of a decision; rng: its chance."""
 
-    def __init__(self, state: ShardState, new_number: Callable[[], int]) -> None:
+    def __init__(
+        self, state: ShardState, new_number: Callable[[], int], rng: np.random.Generator
+    ) -> None:
         self._state = state
         self._new_number = new_number
-        self._rng = np.random.default_rng()
+        self._rng = rng
         self.knows_timers = False
         """Whether the timers were found in the ledgers; False again after the range changed."""
         self.fired = 0

@@ -40,7 +40,7 @@ class Busy:
     def __init__(self, seed: int, names: Sequence[str] = ("Mine", "Yours")) -> None:
         self.rng = random.Random(seed)
         self.names = names
-        self.shop = Shop()
+        self.shop = Shop(seed)
         self.shop.shard.learns = False
         self.shop.put("policies", "mine", surface="content", rewardWindowS=600)
         self.shop.put("budgets", "b", total=2000)

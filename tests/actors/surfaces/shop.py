@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from actors import records
 from actors.messages import Item
@@ -21,11 +22,12 @@ CONFIG = Config(profiles_max=4096, profile_bytes_max=1 << 24, items_max=256)
 
 
 class Shop:
-    """One shard of tenant "default"."""
+    """One shard of tenant "default"; with the same seed the same calls have the same answers."""
 
-    def __init__(self) -> None:
+    def __init__(self, seed: int = 1) -> None:
         self.now_s = float(START_S)
-        self.shard = Shard("0", KeyRange(0, HASH_SPACE), CONFIG, now=lambda: self.now_s)
+        rng = np.random.default_rng(seed)
+        self.shard = Shard("0", KeyRange(0, HASH_SPACE), CONFIG, now=lambda: self.now_s, rng=rng)
         self.journal = ListJournal()
         self.shard.journal = self.journal  # type: ignore[assignment]
         items = [
