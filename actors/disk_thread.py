@@ -16,11 +16,15 @@ from numba import njit, types
 
 DESCRIPTOR, ADDRESS, BYTES, OFFSET, ERROR, SYNC_NS = range(6)
 """Places in the memory, int64. ERROR and SYNC_NS, which is in nanoseconds, are the result."""
+ASK, ROUSE = 1, 1 << 32
+"""What is added to the `eventfd` of the one who is asked: there is a request; there will be one at
+once."""
 CONTROL, CLOSE = -1, -2
 """In place of a descriptor: the caller itself is asked for something."""
 IDLE, ASKED, FAILED = range(3)
 """Why `serve` returns: nobody asks; the caller is asked; no more may be written."""
 
+_ROUSED_NS = 200_000
 _EINTR = 4
 _POLLIN = 1
 _CLOCK_MONOTONIC = 1
@@ -37,6 +41,7 @@ _write = _of_libc("write", _i64, _i32, _place, _size)
 _pwrite = _of_libc("pwrite", _i64, _i32, _place, _size, _i64)
 _fdatasync = _of_libc("fdatasync", _i32, _i32)
 _poll = _of_libc("poll", _i32, _place, _size, _i32)
+_sched_yield = _of_libc("sched_yield", _i32)
 _clock_gettime = _of_libc("clock_gettime", _i32, _i32, _place)
 _errno_location = _of_libc("__errno_location", types.CPointer(_i32))  # type: ignore[no-untyped-call]
 
@@ -75,7 +80,7 @@ def _sync(descriptor: Any) -> Any:
 def serve(asked: Any, told: Any, memory: Any, idle_ms: Any, written: Any, busy_too: Any) -> Any:
     """Do what is asked, one request after the other; returns why it ends.
 
-    asked, told  descriptors of `eventfd`: there is a request; there is a result
+    asked, told  descriptors of `eventfd`: there is, or will be, a request; there is a result
     memory       int64 [6], see above
     idle_ms      after so long without a request it returns IDLE, if it has `written` something,
                  now or before; and after so long in any case if `busy_too`
@@ -90,6 +95,12 @@ def serve(asked: Any, told: Any, memory: Any, idle_ms: Any, written: Any, busy_t
             return IDLE
         if _read(asked, count.ctypes.data, count.nbytes) != count.nbytes:
             continue  # A signal.
+        if count[0] % ROUSE == 0:
+            # An idle core wakes up late: it stays awake, and yields to whoever wants it.
+            awake_ns = _now_ns(clock) + _ROUSED_NS
+            while _poll(pollfd.ctypes.data, 1, 0) == 0 and _now_ns(clock) < awake_ns:
+                _sched_yield()
+            continue
         descriptor = memory[DESCRIPTOR]
         if descriptor < 0:
             return ASKED
@@ -107,7 +118,7 @@ def serve(asked: Any, told: Any, memory: Any, idle_ms: Any, written: Any, busy_t
 
 def warm_up() -> None:
     """Compile `serve`, or load it, before a log waits for it."""
-    asked = os.eventfd(1)
+    asked = os.eventfd(ASK)
     memory = np.zeros(SYNC_NS + 1, np.int64)
     memory[DESCRIPTOR] = CLOSE
     try:

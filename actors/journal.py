@@ -66,6 +66,7 @@ class Journal:
             self._loop,
         )
         self.append = self.writer.append
+        self.rouse = self.writer.rouse
 
     @property
     def epoch(self) -> int:

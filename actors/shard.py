@@ -221,6 +221,8 @@ class Shard(ShardReads):
         self.stages.degraded += cheap > 0
         took = self._took(arrived_ns, started_ns, applied_ns)
         version = self.store.version(row)
+        if self.journal is not None:
+            self.journal.rouse()
         answer = self._encode(DecideAnswer(False, version, level, cheap > 0, took, decisions))
         self.level = level
         kept = records.Answer(message_id or "", digest(Op.DECIDE, body), answer)

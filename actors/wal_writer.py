@@ -21,7 +21,18 @@ from typing import NamedTuple
 import numpy as np
 
 from actors.disk_stats import DiskStats
-from actors.disk_thread import ASKED, CLOSE, CONTROL, DESCRIPTOR, ERROR, FAILED, SYNC_NS, serve
+from actors.disk_thread import (
+    ASK,
+    ASKED,
+    CLOSE,
+    CONTROL,
+    DESCRIPTOR,
+    ERROR,
+    FAILED,
+    ROUSE,
+    SYNC_NS,
+    serve,
+)
 from actors.wal import (
     BATCH_BYTES_MAX,
     RECORD_BYTES_MAX,
@@ -139,6 +150,11 @@ class WalWriter:
             self._write_next()
         return seq
 
+    def rouse(self) -> None:
+        """Something is appended within microseconds: let the thread wake up meanwhile."""
+        if self._batch is None:
+            os.eventfd_write(self._asked, ROUSE)
+
     def seal(self) -> None:
         """Let what is appended from now on begin a new segment."""
         self._sealing = True
@@ -210,7 +226,7 @@ class WalWriter:
 
     def _ask(self, descriptor: int, address: int = 0, size: int = 0, offset: int = 0) -> None:
         self._memory[DESCRIPTOR:ERROR] = descriptor, address, size, offset
-        os.eventfd_write(self._asked, 1)
+        os.eventfd_write(self._asked, ASK)
 
     def _settle(self) -> None:
         """Take the thread's result."""

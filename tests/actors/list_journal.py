@@ -20,5 +20,8 @@ class ListJournal:
         self.records.append(record)
         return len(self.records)
 
+    def rouse(self) -> None:
+        pass
+
     def report(self) -> dict[str, Any]:
         return {}

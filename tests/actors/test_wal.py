@@ -7,6 +7,7 @@ import errno
 import os
 import random
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -285,6 +286,26 @@ def test_a_loop_hears_of_what_is_durable(tmp_path: Path) -> None:
 
     asyncio.run(run())
     assert read(tmp_path) == [record(number, 10) for number in range(3)]
+
+
+def test_whether_it_was_roused_or_not_a_log_writes_what_is_appended(tmp_path: Path) -> None:
+    log = Log(tmp_path)
+    generator = random.Random(5)
+    for number in range(300):
+        for _ in range(generator.randrange(3)):
+            log.writer.rouse()
+        # Before, while and after the thread stays awake for it.
+        time.sleep(generator.choice((0, 0, 0.00005, 0.0002, 0.001)))
+        if generator.random() < 0.8:
+            log.batch(record(number, 100))
+    log.writer.rouse()
+    time.sleep(0.1)
+    used_s = time.process_time()
+    time.sleep(0.3)
+    assert time.process_time() - used_s < 0.1, "nobody asked: it sleeps again"
+    written = log.writer.last_seq
+    log.writer.close()
+    assert len(read(tmp_path)) == written > 200
 
 
 def test_no_room_for_a_spare_segment_is_told_before_the_log_is_full(
