@@ -24,7 +24,8 @@ end
 function done(summary, latency)
   local errors = summary.errors
   io.write(string.format(
-    '\n{"requests":%d,"duration_s":%.6f,"p50_us":%.1f,"p99_us":%.1f,"errors":%d}\n',
-    summary.requests, summary.duration / 1e6, latency:percentile(50), latency:percentile(99),
-    errors.connect + errors.read + errors.write + errors.status + errors.timeout))
+    '\n{"requests":%d,"duration_s":%.6f,"p50_us":%.1f,"p99_us":%.1f,"errors":%d,"refused":%d}\n',
+    summary.requests - errors.status, summary.duration / 1e6, latency:percentile(50),
+    latency:percentile(99), errors.connect + errors.read + errors.write + errors.timeout,
+    errors.status))
 end
