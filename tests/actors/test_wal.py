@@ -101,11 +101,12 @@ def test_reading_may_begin_in_a_later_segment(tmp_path: Path) -> None:
 
 def test_a_log_cut_at_any_byte_keeps_every_whole_batch(tmp_path: Path) -> None:
     source = tmp_path / "source"
-    written = write_log(source, 120, range(1, 900))
+    written = write_log(source, 30, range(1, 5000))
     path = segments(source)[0]
     data = path.read_bytes()
     assert len(data) == 1 << 16
     stops = _batch_stops(source)
+    assert len(stops) > 15
     folder = tmp_path / "cut"
     folder.mkdir()
     target = folder / path.name
