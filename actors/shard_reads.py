@@ -27,7 +27,6 @@ from cluster.levels import Level
 
 Answer = tuple[int, bytes]
 """HTTP status, and JSON."""
-_NOBODY = -1
 
 
 class ShardReads(ShardState):
@@ -54,31 +53,24 @@ class ShardReads(ShardState):
         self._encode = msgspec.json.Encoder().encode
         self._person_decoder = msgspec.json.Decoder(Person)
 
-    def _owned(self, caller: Caller, user_id: str | None, anonymous_id: str | None) -> bytes | int:
-        """The person's key hash, or _NOBODY if another shard owns it."""
+    def owned(self, caller: Caller, user_id: str | None, anonymous_id: str | None) -> bytes | None:
+        """The person's key hash; None if another shard owns it."""
         key = person_key(caller, user_id, anonymous_id)
         place = int.from_bytes(key[:8], "big")
         if not self.key_range.start <= place < self.key_range.stop:
-            return _NOBODY
+            return None
         self.sample.see(key)
         return key
 
-    def owned(self, caller: Caller, user_id: str | None, anonymous_id: str | None) -> bytes | None:
-        """The key hash of a person of this shard, None: another's."""
-        key = self._owned(caller, user_id, anonymous_id)
-        return None if isinstance(key, int) else key
-
     def moved(self) -> Answer:
-        return self._moved()
-
-    def _moved(self) -> Answer:
+        """The answer that tells of another owner."""
         return 421, b'{"epoch":%d}' % self.epoch
 
     def _profile_get(self, caller: Caller, body: bytes, _: int) -> Answer:
         person = decode(self._person_decoder, body)
-        key = self._owned(caller, person.user_id, person.anonymous_id)
-        if isinstance(key, int):
-            return self._moved()
+        key = self.owned(caller, person.user_id, person.anonymous_id)
+        if key is None:
+            return self.moved()
         row = self.store.find(key)
         if row < 0:
             raise _no_profile()
@@ -86,9 +78,9 @@ class ShardReads(ShardState):
 
     def _profile_delete(self, caller: Caller, body: bytes, _: int) -> Answer:
         person = decode(self._person_decoder, body)
-        key = self._owned(caller, person.user_id, person.anonymous_id)
-        if isinstance(key, int):
-            return self._moved()
+        key = self.owned(caller, person.user_id, person.anonymous_id)
+        if key is None:
+            return self.moved()
         self.level = level_of(None, caller, self.config.level, self.journal)
         # Somebody unknown is erased too, and it is no error: events may be under way, and in files
         # that are yet to be loaded.
@@ -107,7 +99,7 @@ class ShardReads(ShardState):
         except ValueError:
             raise missing from None
         if not self.key_range.start <= place < self.key_range.stop:
-            return self._moved()
+            return self.moved()
         record = self.decisions.get(number & ~15)
         # A foreign and a missing decision look the same; a forgotten person's is missing.
         if record is None or record.tenant != caller.tenant:
@@ -154,9 +146,9 @@ class ShardReads(ShardState):
     def _decision_find(self, caller: Caller, body: bytes, _: int) -> Answer:
         """The first decision that a message made, by its message id."""
         person = decode(self._person_decoder, body)
-        key = self._owned(caller, person.user_id, person.anonymous_id)
-        if isinstance(key, int):
-            return self._moved()
+        key = self.owned(caller, person.user_id, person.anonymous_id)
+        if key is None:
+            return self.moved()
         first = self.dedupe.get(caller.tenant, person.message_id or "")
         made = msgspec.json.decode(first.answer).get("decisions") if first is not None else None
         if not made:

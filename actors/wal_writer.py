@@ -20,19 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from actors import disk_thread
 from actors.disk_stats import DiskStats
-from actors.disk_thread import (
-    ASK,
-    ASKED,
-    CLOSE,
-    CONTROL,
-    DESCRIPTOR,
-    ERROR,
-    FAILED,
-    ROUSE,
-    SYNC_NS,
-    serve,
-)
 from actors.wal import (
     BATCH_BYTES_MAX,
     RECORD_BYTES_MAX,
@@ -119,7 +108,7 @@ class WalWriter:
         self._mark = Watermark(folder, end.next_seq - 1)
         self._spare: int | None = None
         self._refill_spare()
-        self._memory = np.zeros(SYNC_NS + 1, np.int64)
+        self._memory = np.zeros(disk_thread.SYNC_NS + 1, np.int64)
         self._asked, self._told = os.eventfd(0), os.eventfd(0)
         self._error: Exception | None = None
         self._loop = loop
@@ -153,7 +142,7 @@ class WalWriter:
     def rouse(self) -> None:
         """Something is appended within microseconds: let the thread wake up meanwhile."""
         if self._batch is None:
-            os.eventfd_write(self._asked, ROUSE)
+            os.eventfd_write(self._asked, disk_thread.ROUSE)
 
     def seal(self) -> None:
         """Let what is appended from now on begin a new segment."""
@@ -174,7 +163,7 @@ class WalWriter:
             self._loop.remove_reader(self._told)
         while self._batch is not None and self.failed is None:
             self.wait()
-        self._ask(CLOSE)
+        self._ask(disk_thread.CLOSE)
         self._thread.join()
         self._mark.close()
         for descriptor in (self._asked, self._told, self._descriptor, self._spare):
@@ -191,7 +180,7 @@ class WalWriter:
             if not self._fits(batch) or (self._sealing and self.has_room):
                 self._sealing = False
                 self._start = _Start(self.epoch, batch.first_seq, batch.previous)
-                self._ask(CONTROL)
+                self._ask(disk_thread.CONTROL)
             else:
                 self._write(batch)
         except Exception as error:
@@ -225,15 +214,15 @@ class WalWriter:
         self._ask(self._descriptor, address, size, self._offset)
 
     def _ask(self, descriptor: int, address: int = 0, size: int = 0, offset: int = 0) -> None:
-        self._memory[DESCRIPTOR:ERROR] = descriptor, address, size, offset
-        os.eventfd_write(self._asked, ASK)
+        self._memory[disk_thread.DESCRIPTOR : disk_thread.ERROR] = descriptor, address, size, offset
+        os.eventfd_write(self._asked, disk_thread.ASK)
 
     def _settle(self) -> None:
         """Take the thread's result."""
         os.eventfd_read(self._told)
         if self.failed is not None:
             return
-        code, sync_ns = self._memory[ERROR:].tolist()
+        code, sync_ns = self._memory[disk_thread.ERROR :].tolist()
         if code not in (0, _TURNED):
             self._fail(self._error or OSError(code, os.strerror(code)))
             return
@@ -265,15 +254,18 @@ class WalWriter:
             while True:
                 idle_ms, written = int(IDLE_S * 1e3), not self._mark.flushed
                 full = self._spare is None
-                why = serve(self._asked, self._told, memory, idle_ms, written, full)
-                if why == FAILED:
+                why = disk_thread.serve(self._asked, self._told, memory, idle_ms, written, full)
+                if why == disk_thread.FAILED:
                     return
-                if why == ASKED and memory[DESCRIPTOR] == CONTROL:
+                if (
+                    why == disk_thread.ASKED
+                    and memory[disk_thread.DESCRIPTOR] == disk_thread.CONTROL
+                ):
                     self._turn()
                     self._tell(_TURNED)
                 else:
                     self._mark.flush()
-                    if why == ASKED:
+                    if why == disk_thread.ASKED:
                         return
                 if self._spare is None:
                     self._refill_spare()
@@ -282,7 +274,7 @@ class WalWriter:
             self._tell(_ENDED)
 
     def _tell(self, code: int) -> None:
-        self._memory[ERROR] = code
+        self._memory[disk_thread.ERROR] = code
         os.eventfd_write(self._told, 1)
 
     def _open_end(self, end: End) -> tuple[int, int]:
