@@ -15,7 +15,8 @@ from typing import Any
 
 import msgspec
 
-from actors.backup import MORE, Piece
+from actors.backup import MORE
+from actors.follower import Piece
 from actors.journal import Journal
 from actors.log_files import encoded
 from actors.snapshot import snapshot_end, snapshots

@@ -12,12 +12,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from actors import backup, custody, replicator
-from actors.backup import Follower, Piece
+from actors import custody, replicator
 from actors.compact import compact, tidy
 from actors.copies import CopyFolder, CopyState, copies_here
 from actors.custody import Custody, Place, Pulse
 from actors.epoch_store import FileEpochStore
+from actors.follower import Follower, Piece
 from actors.owner import Owned, Surroundings, take_ownership
 from actors.people import Caller
 from actors.replicator import Peer
@@ -267,7 +267,7 @@ def test_an_owner_takes_in_what_its_backup_has_beyond_its_own_log(tmp_path: Path
 def test_every_byte_of_the_erased_leaves_the_backups_files_with_the_owners(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backup, "COMPACT_S", 0.05)
+    monkeypatch.setattr("actors.follower.COMPACT_S", 0.05)
     secret = "a-very-private-word"
 
     def told(node_id: str) -> bool:
