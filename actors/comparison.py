@@ -13,13 +13,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import msgspec
 
-from actors.evaluation import Z95, Estimate
-
 VERSIONS_MAX = 3
 """Versions of one policy that are kept apart, the newest."""
+Z95 = 1.959964
+
+
+class Estimate(NamedTuple):
+    """A mean reward per slot. low, high: 95 % interval. effective: samples that it rests on."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    effective: float
 
 
 class Compared(msgspec.Struct, array_like=True):

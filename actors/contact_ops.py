@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Protocol
+from typing import Protocol
 
 import msgspec
-from msgspec import Meta
 
 from actors.checked import decode
 from actors.contact import stamp
-from actors.contact_rules import Channel
+from actors.contact_messages import CHANNELS_MAX, PURPOSES_MAX, Consents, Shown, Suppress
 from actors.events import to_seconds
 from actors.inbox import Acknowledge, decode_acknowledge
 from actors.ledger import Consent, pack, unpack
 from actors.mailroom import Mailroom
-from actors.messages import Name, Strict
 from actors.outbox import DEAD, PENDING, Message, Step
 from actors.people import Caller
 from actors.state import ShardState
 from cluster.errors import RequestError
 from cluster.frames import Op
 
-PURPOSES_MAX = 32
-CHANNELS_MAX = 8
 LETTERS_MAX = 100
 REDRIVEN_FOR_S = 86400.0
 UNTIL_S_END = 253_402_300_800
@@ -31,44 +27,6 @@ UNTIL_S_END = 253_402_300_800
 
 Answer = tuple[int, bytes]
 _encode = msgspec.json.Encoder().encode
-
-
-class Consents(Strict):
-    """Body of `PUT /v1/profiles/{id}/consents`: by purpose, whether it was agreed to. Purposes that
-    are not named stay as they are; null removes one."""
-
-    consents: Annotated[dict[Name, bool | None], Meta(min_length=1, max_length=PURPOSES_MAX)]
-    user_id: str | None = None
-    anonymous_id: str | None = None
-
-
-class Suppress(Strict):
-    """Body of `POST /v1/profiles/{id}/suppress`.
-
-    channels    none named: all
-    until       ISO 8601 or milliseconds since 1970; None = for good
-    suppressed  False lifts it
-    """
-
-    channels: Annotated[tuple[Channel, ...], Meta(max_length=CHANNELS_MAX)] = ()
-    until: str | float | None = None
-    suppressed: bool = True
-    user_id: str | None = None
-    anonymous_id: str | None = None
-
-
-class Shown(msgspec.Struct, rename="camel", omit_defaults=True):
-    """A message as `GET /v1/messages/{id}` tells of it."""
-
-    id: str
-    state: str
-    channel: str
-    webhook: str
-    attempts: int
-    due: str
-    expires: str
-    event: msgspec.Raw
-    error: str = ""
 
 
 class Owning(Protocol):

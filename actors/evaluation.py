@@ -15,24 +15,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.comparison import Z95, Estimate
 from actors.treatment import choosing, learning
-from actors.treatment.policy import Policy
+from actors.treatment.policy import GREEDY, Policy
 from actors.treatment.traces import Traced, traced
 from actors.treatment.treatment import Treatment
 
-Z95 = 1.959964
-
 Floats = NDArray[np.float64]
-
-
-class Estimate(NamedTuple):
-    """A mean reward per slot. low, high: 95 % interval. effective: samples that it rests on."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-    effective: float
 
 
 def ips(weights: Floats, rewards: Floats) -> Estimate:
@@ -160,7 +149,7 @@ def _slots(
     if policy.spec.outcome == "choice":
         chance = learning.softmax(np.ascontiguousarray(beliefs[:, 0]))
     else:
-        choosing.merits(beliefs, np.ones(m), choosing.GREEDY, 0.0, chance)
+        choosing.merits(beliefs, np.ones(m), GREEDY, 0.0, chance)
     predicted = (low + (high - low) * chance) * worth
     alike, odds = np.empty(len(seen.shown)), np.empty((len(seen.shown), seen.free))
     choosing.along(

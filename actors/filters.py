@@ -18,13 +18,15 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.catalogue import Catalogue
 from cluster.errors import RequestError
+
+if TYPE_CHECKING:
+    from actors.catalogue import Catalogue
 
 FILTER_CHARS_MAX = 1000
 TERMS_MAX = 100

@@ -8,17 +8,19 @@ protects the person (consents, caps) never leaves to make room.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from actors.books import Effect
 from actors.outbox import Contacted
-from actors.store import ProfileStore
 from actors.treatment.choice import Choice
 from actors.treatment.features import Features, Value
 from actors.treatment.policy import Policy
 from cluster.errors import RequestError
+
+if TYPE_CHECKING:
+    from actors.store import ProfileStore
 
 LEDGER_BYTES_MAX = 4096
 """With the largest traits, vector and ring it still fits a blob of the store."""

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from fastapi import Request
 
-from actors.contact_ops import Consents, Shown, Suppress
+from actors.contact_messages import Consents, Shown, Suppress
 from cluster.errors import RequestError, Unavailable
 from cluster.frames import Op
 from cluster.keys import key_hash, place

@@ -8,7 +8,8 @@ from urllib.parse import quote
 
 import msgspec
 
-from actors.evaluation import Estimate, judge
+from actors.comparison import Estimate
+from actors.evaluation import judge
 from actors.export_records import OutcomesFile, read_logged
 from actors.reward_ops import OutcomesPage
 from actors.treatment.policy import Policy, PolicySpec, policy_of

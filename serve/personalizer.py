@@ -7,6 +7,7 @@ ids are; a policy document named `personalizer` sets rule, window and mode, as i
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any
 from uuid import uuid4
@@ -18,8 +19,7 @@ from msgspec import Meta
 
 from actors.decisions import Decision
 from actors.messages import Name, Wire
-from actors.surfaces.choosing import PERSONALIZER
-from actors.treatment.slots import fillable
+from actors.treatment.policy import PERSONALIZER
 from cluster.errors import RequestError
 from cluster.frames import Op
 from cluster.keys import ANONYMOUS, key_hash, place
@@ -145,7 +145,8 @@ async def rank_slots(gateway: Gateway, request: Request, caller: Caller) -> Answ
     if len(wanted.slots) > len(wanted.actions):
         seen, limit = str(len(wanted.slots)), f"at most {len(wanted.actions)}, one per action"
         raise RequestError(422, "there are more slots than actions", "slots", seen, limit)
-    _check_slots(wanted)
+    if any(slot.excluded_actions for slot in wanted.slots):
+        await asyncio.to_thread(_check_slots, wanted)
     event_id = wanted.event_id or uuid4().hex
     slots = [
         {
@@ -163,6 +164,9 @@ async def rank_slots(gateway: Gateway, request: Request, caller: Caller) -> Answ
 
 def _check_slots(wanted: MultiSlotRankRequest) -> None:
     """Raises RequestError unless all slots can be filled at once with different actions."""
+    # Compiled code takes a third of a gateway's start, and few callers need this.
+    from actors.treatment.slots import fillable
+
     ids = [action.id for action in wanted.actions]
     without = [set(slot.excluded_actions) for slot in wanted.slots]
     allowed = np.array([[i not in out for i in ids] for out in without], np.bool_)

@@ -14,9 +14,8 @@ from typing import NamedTuple
 import msgspec
 from fastapi import Request
 
-from actors.comparison import Compared, merged
+from actors.comparison import Compared, Estimate, merged
 from actors.document_desk import DocumentAnswer
-from actors.evaluation import Estimate
 from actors.messages import Wire
 from cluster.errors import RequestError
 from serve.auth import Caller

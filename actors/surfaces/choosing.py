@@ -14,13 +14,9 @@ from actors.surfaces.traits import features_for
 from actors.tenant import Tenant
 from actors.treatment.baseline import baseline_order
 from actors.treatment.features import Arms
-from actors.treatment.policy import Policy, default_policy
+from actors.treatment.policy import PERSONALIZER, Policy, default_policy
 from actors.treatment.treatment import every
 from cluster.errors import RequestError
-
-PERSONALIZER = "personalizer"
-"""The policy of Azure's API, which serves also where no document says how."""
-
 
 NO_ITEM = -2
 """No event has this item number; -1 is an event without an item."""

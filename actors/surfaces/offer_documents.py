@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
 from actors.books import MICROS
-from actors.catalogue import Catalogue
 from actors.decisions import Rejected
 from actors.documents import DocumentId, Documents, must_exist
 from actors.messages import Name, Strict
@@ -18,6 +17,9 @@ from actors.surfaces.common import Cap, Seconds, Text
 from actors.treatment.features import Arm, Arms, arms_of
 from actors.treatment.policy import Policy, default_policy, policies
 from cluster.errors import RequestError
+
+if TYPE_CHECKING:
+    from actors.catalogue import Catalogue
 
 LEVELS_MAX = 32
 PRICED_MAX = 4096

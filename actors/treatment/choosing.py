@@ -15,8 +15,8 @@ from numba import njit
 
 from actors.treatment import belief as b
 from actors.treatment import slots
+from actors.treatment.policy import FIXED, GREEDY, LINUCB, THOMPSON, UNIFORM
 
-THOMPSON, LINUCB, GREEDY, FIXED, UNIFORM = range(5)
 CELLS = 48
 """Cells of the grid over which P(an arm's draw is the highest) is summed up."""
 TAIL = 5.0

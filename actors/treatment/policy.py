@@ -10,20 +10,23 @@ from msgspec import Meta
 
 from actors.documents import DocumentId, Documents
 from actors.messages import Name, Strict
-from actors.treatment import choosing
 from cluster.errors import RequestError
 
+THOMPSON, LINUCB, GREEDY, FIXED, UNIFORM = range(5)
 RULES = {
-    "thompson": choosing.THOMPSON,
-    "linucb": choosing.LINUCB,
-    "epsilon-greedy": choosing.GREEDY,
-    "fixed": choosing.FIXED,
-    "uniform": choosing.UNIFORM,
+    "thompson": THOMPSON,
+    "linucb": LINUCB,
+    "epsilon-greedy": GREEDY,
+    "fixed": FIXED,
+    "uniform": UNIFORM,
 }
 FLOORS = {"thompson": 0.01, "linucb": 0.02, "epsilon-greedy": 0.1, "fixed": 0.02, "uniform": 0.0}
 ALPHAS = {"thompson": 0.5}
 """Half as wide as the posterior: three fifths instead of half of what the best arm would gain, in
 10,000 impressions of a headline test (tests.bench.treatments)."""
+
+PERSONALIZER = "personalizer"
+"""The policy of Azure's API, which serves also where no document says how."""
 
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Amount = Annotated[float, Meta(ge=-1e9, le=1e9)]
@@ -109,9 +112,7 @@ def policy_of(policy_id: str, spec: PolicySpec) -> Policy:
     """The numbers of a document. Raises RequestError (422) if it contradicts itself."""
     check_policy(spec)
     floor = FLOORS[spec.rule] if spec.floor is None else spec.floor
-    rule = (
-        choosing.GREEDY if spec.mode == "frozen" and spec.rule == "thompson" else RULES[spec.rule]
-    )
+    rule = GREEDY if spec.mode == "frozen" and spec.rule == "thompson" else RULES[spec.rule]
     return Policy(
         policy_id,
         spec,

@@ -20,7 +20,7 @@ from actors.treatment.acting import act
 from actors.treatment.baseline import baseline_rows, rows_named
 from actors.treatment.choice import Choice, Retold, Watched
 from actors.treatment.features import Arms, Features
-from actors.treatment.policy import Policy
+from actors.treatment.policy import GREEDY, Policy
 from actors.treatment.slots import SLOTS_MAX, open_first
 from actors.treatment.traces import ANY, NO_ODDS, NO_ROWS, Traced, trace_of, traced
 
@@ -144,7 +144,7 @@ class Treatment:
         if policy.spec.outcome == "choice":
             choosing.chances(self._sums, policy.salt, beliefs, all_arms, True, out)
         else:
-            choosing.merits(beliefs, np.ones(len(all_arms)), choosing.GREEDY, 0.0, out)
+            choosing.merits(beliefs, np.ones(len(all_arms)), GREEDY, 0.0, out)
         return out
 
     def probabilities(

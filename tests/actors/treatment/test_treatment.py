@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from actors.treatment import belief, choosing
 from actors.treatment.features import NO_FEATURES, Arm, Value, arms_of, features_of
-from actors.treatment.policy import RULES, PolicySpec, policy_of
+from actors.treatment.policy import RULES, THOMPSON, PolicySpec, policy_of
 from actors.treatment.traces import traced
 from actors.treatment.treatment import Treatment
 from cluster.errors import RequestError
@@ -61,7 +61,7 @@ def test_thompson_draws_an_arm_as_often_as_a_sample_of_the_posterior_is_highest(
         beliefs = np.zeros((4, 4))
         beliefs[:, 0] = rng.normal(-1.0, 0.7, 4)
         beliefs[:, 1] = rng.uniform(0.1, 0.8, 4)
-        computed = choosing.first_slot(beliefs, values, choosing.THOMPSON, 1.0, 0.0)
+        computed = choosing.first_slot(beliefs, values, THOMPSON, 1.0, 0.0)
         samples = rng.normal(beliefs[:, 0], beliefs[:, 1], (200_000, 4))
         worth = values / (1.0 + np.exp(-samples))
         counted = np.bincount(worth.argmax(1), minlength=4) / len(samples)
