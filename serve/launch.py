@@ -19,6 +19,7 @@ import site
 import tempfile
 import threading
 import time
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -172,7 +173,8 @@ def launch(config: Config) -> Cluster:
     cluster = Cluster(config, keys, run_dir, None, before, changed)
     # While Ray's processes start, this one only waits: import what `_start` needs meanwhile. Of
     # Ray's own modules none, as `ray.init` imports some itself.
-    threading.Thread(target=_import_heavy, name="imports", daemon=True).start()
+    imports = threading.Thread(target=import_module, args=("fastapi",), name="imports", daemon=True)
+    imports.start()
     try:
         _start_ray(config, run_dir, environment, before)
         if not config.address:
@@ -277,12 +279,6 @@ def _init_ray(config: Config, run_dir: Path, environment: dict[str, str]) -> Non
         _temp_dir=str(run_dir),
         **common,
     )
-
-
-def _import_heavy() -> None:
-    import fastapi  # noqa: F401
-
-    import actors.coordinator_actor  # noqa: F401
 
 
 def _start(config: Config, cluster: Cluster) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import pickletools
 import sys
 from typing import Any
@@ -11,6 +13,7 @@ import ray.serve  # noqa: F401  # as in the process that starts onehop
 from ray import cloudpickle
 
 from actors.backup_actor import BackupActor
+from actors.coordination import Coordination
 from actors.coordinator_actor import CoordinatorActor
 from actors.model_actor import ModelActor
 from actors.shard_actor import ShardActor
@@ -25,3 +28,23 @@ def test_no_process_imports_serve_for_a_method_of_that_name(actor: Any) -> None:
     named = {argument for _, argument, _ in pickletools.genops(shipped)}
     assert "ray" in named
     assert "ray.serve" not in named
+
+
+def test_every_call_to_the_coordinator_is_passed_to_the_method_of_its_name() -> None:
+    class Telling:
+        def __getattr__(self, name: str) -> Any:
+            async def method(*arguments: Any) -> Any:
+                return name, arguments
+
+            return method
+
+    def methods(of: type) -> set[str]:
+        found = inspect.getmembers(of, inspect.iscoroutinefunction)
+        return {name for name, _ in found if not name.startswith("_")}
+
+    actor: Any = CoordinatorActor
+    shell = object.__new__(actor.__ray_metadata__.modified_class)
+    shell.coordination = Telling()
+    assert methods(type(shell)) == methods(Coordination)
+    for name in methods(Coordination):
+        assert asyncio.run(getattr(shell, name)(1, 2)) == (name, (1, 2))
