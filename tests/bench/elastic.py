@@ -29,6 +29,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from actors.messages import BATCH_MAX
 from cluster.config import Config
 from serve.launch import Cluster, launch
 from tests.bench import elastic_fleet
@@ -72,7 +73,7 @@ async def until(wanted: int, limit_s: float = GATEWAY_S) -> Row:
 async def overload(url: str, stop: asyncio.Event) -> None:
     """Keep gateways busy, and nobody else: messages that name no person go no further."""
     message = {"type": "track", "event": "Item Viewed"}
-    body = msgspec.json.encode({"batch": [message] * 100})
+    body = msgspec.json.encode({"batch": [message] * BATCH_MAX})
 
     async def client(session: aiohttp.ClientSession) -> None:
         while not stop.is_set():
