@@ -17,7 +17,6 @@ from actors.archive import Store
 from actors.backup_actor import RayNodes
 from actors.cluster_archive import ClusterArchive
 from actors.coordinator import Coordinator
-from actors.coordinator_actor import ON_HEAD
 from actors.custody import Custody, Place
 from actors.epoch_store import open_store
 from actors.fleet_care import Desks, FleetCare
@@ -36,7 +35,7 @@ from cluster.errors import RequestError
 from cluster.keys import KeyRange
 from cluster.ownership import Table
 from cluster.partition_map import encode_map
-from cluster.placement import Node
+from cluster.placement import ON_HEAD, Node
 
 LOG = logging.getLogger("onehop.actors")
 

@@ -10,9 +10,6 @@ from typing import Any
 
 import ray
 
-ON_HEAD = {"node:__internal_head__": 0.001}
-"""The resource by which Ray places what belongs on its head, as Serve's own controller does."""
-
 
 def _passed(name: str) -> Any:
     """A method that passes its call to the one of that name."""

@@ -15,6 +15,7 @@ import msgspec
 from ray.serve import Application
 
 from cluster.config import Config, load
+from cluster.placement import ON_HEAD
 from serve.app import COORDINATOR, NAMESPACE, app
 from serve.auth import ensure_keys, ensure_secret
 
@@ -36,7 +37,7 @@ def build(arguments: dict[str, Any]) -> Application:
 
 def find_or_start_coordinator(config: Config) -> Any:
     """The handle of the one coordinator in this Ray cluster; the first call to it starts shards."""
-    from actors.coordinator_actor import ON_HEAD, CoordinatorActor
+    from actors.coordinator_actor import CoordinatorActor
 
     actor: Any = CoordinatorActor
     return actor.options(
