@@ -16,7 +16,7 @@ from cluster.errors import RequestError
 from cluster.frames import Op
 
 if TYPE_CHECKING:
-    from actors.state import ShardState
+    from actors.shard_reads import ShardReads
 
 PAGE_MAX = 200
 """Closed decisions of one page: with traces of 60 slots it still fits a frame."""
@@ -88,7 +88,7 @@ class OutcomesPage(Wire, omit_defaults=False):
 class RewardOps:
     """Handlers, as a shard calls them: (caller, body, arrived) -> (status, JSON)."""
 
-    def __init__(self, state: ShardState) -> None:
+    def __init__(self, state: ShardReads) -> None:
         self._state = state
         self._reward_decoder = msgspec.json.Decoder(RewardRequest)
         self._page_decoder = msgspec.json.Decoder(OutcomesRequest)
@@ -102,7 +102,7 @@ class RewardOps:
         """body: the decision's id, then a RewardRequest."""
         number = self._number(body)
         if number is None:
-            return self._moved()
+            return self._state.moved()
         request = decode(self._reward_decoder, body[ID_BYTES:])
         token = 0 if request.message_id is None else crc32(request.message_id.encode()) or 1
         now_s = int(self._state.now())
@@ -117,7 +117,7 @@ class RewardOps:
         """body: the decision's id."""
         number = self._number(body)
         if number is None:
-            return self._moved()
+            return self._state.moved()
         fresh = self._state.rewards.activate(caller.tenant, number, int(self._state.now()))
         return 200, _encode(Activation(not fresh, body[:ID_BYTES].decode()))
 
@@ -159,6 +159,3 @@ class RewardOps:
             seen = repr(body[:ID_BYTES].decode("utf-8", "replace"))
             raise RequestError(404, "no such decision", "decisionId", seen) from None
         return number if place in self._state.key_range else None
-
-    def _moved(self) -> Answer:
-        return 421, b'{"epoch":%d}' % self._state.epoch

@@ -164,7 +164,7 @@ async def rank_slots(gateway: Gateway, request: Request, caller: Caller) -> Answ
 
 def _check_slots(wanted: MultiSlotRankRequest) -> None:
     """Raises RequestError unless all slots can be filled at once with different actions."""
-    # Compiled code takes a third of a gateway's start, and few callers need this.
+    # Compiled code takes a third of a second of CPU to load, and few callers need it.
     from actors.treatment.slots import fillable
 
     ids = [action.id for action in wanted.actions]

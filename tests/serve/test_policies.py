@@ -103,7 +103,7 @@ async def test_while_a_policy_acts_the_report_says_what_the_baseline_would_earn(
         for policy, rate in (("p", 0.2), ("q", 0.6)):
             report = (await shop.call("GET", f"/v1/policies/{policy}/report")).json
             (one,) = report["versions"]
-            assert one["earned"]["value"] > 0.4, "it has learned that c is best"
+            assert one["earned"]["value"] > 0.45, "it has learned that c is best"
             for estimate in (one["ips"], one["snips"]):
                 width = estimate["high"] - estimate["low"]
                 # 3.9 standard errors: one seed in ten thousand.
