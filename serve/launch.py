@@ -47,6 +47,8 @@ SAVE_S = 10.0
 POLL_S = 0.05
 REPORT_S = 2.0
 """How often gateways tell Serve's autoscaler how busy they are."""
+DRAINING_S = 5.0
+"""How long a gateway that is to go still takes requests."""
 GATEWAY_PORTS = 64
 """Size of the port range that gateways listen on, behind HAProxy."""
 # Unix sockets below it have paths of up to 107 bytes.
@@ -224,6 +226,9 @@ def serve_environment(config: Config, run_dir: Path) -> dict[str, str]:
         # Three failed checks until HAProxy is started anew: at the default of ten seconds, nobody
         # is answered for half a minute. A check that is late has failed only after ten seconds.
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.2",
+        # HAProxy is told within a second, and tries elsewhere what is refused nonetheless; Serve's
+        # half a minute is for load balancers that it does not know.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAINING_S),
         # Gateways' load reaches Serve's autoscaler every ten seconds by default.
         "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": str(REPORT_S),
         "RAY_USAGE_STATS_ENABLED": "0",

@@ -307,17 +307,23 @@ def test_every_byte_of_the_erased_leaves_the_backups_files_with_the_owners(
 def test_a_new_backup_begins_with_the_snapshot_and_catches_up_while_the_owner_serves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replicator, "RECENT_BYTES_MAX", 1 << 10)
+    # Less than the log holds from the snapshot on.
+    monkeypatch.setattr(replicator, "RECENT_BYTES_MAX", 1 << 15)
 
     async def act(world: World) -> None:
         owner = await world.start()
-        for number in range(1500):
-            assert await owner.track(f"u{number % 40}", f"m{number}", "disk") == 200
+
+        async def write_some(first: int, count: int) -> None:
+            for number in range(first, first + count):
+                assert await owner.track(f"u{number % 40}", f"m{number}", "disk") == 200
+
+        await write_some(0, 1500)
         folder = owner.folder.path
         assert len(segments(folder)) > 3
         assert compact(folder, world.nodes.configs[owner.node_id]) is not None
         for path in segments(folder)[:-1]:
             path.unlink()
+        await write_some(1500, 500)
         writing = True
 
         async def write() -> int:
@@ -325,13 +331,14 @@ def test_a_new_backup_begins_with_the_snapshot_and_catches_up_while_the_owner_se
             while writing:
                 assert await owner.track(f"u{number % 40}", f"w{number}", "disk") == 200
                 number += 1
-                await asyncio.sleep(0)
+                # The backup shares this loop: it must be able to be the faster of the two.
+                await asyncio.sleep(0.002)
             return number
 
         writer = asyncio.create_task(write())
         await world.pair(owner)
         writing = False
-        count = 1500 + await writer
+        count = 2000 + await writer
         assert await owner.track("last", "last") == 200
         owner.stop()
         world.nodes.dead.add(owner.node_id)
