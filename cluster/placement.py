@@ -8,6 +8,8 @@ import msgspec
 
 ON_HEAD = {"node:__internal_head__": 0.001}
 """The resource by which Ray places what belongs on its head, as Serve's own controller does."""
+GATEWAY_CPUS = 0.5
+"""What a gateway claims of a node; it uses up to one."""
 HOME_BONUS = 0.10
 """A node may be this much fuller, in shares of its CPUs, before what is there already leaves it."""
 

@@ -16,6 +16,7 @@ from cluster.access import read_secret
 from cluster.config import Config
 from cluster.errors import OnehopError, Unavailable
 from cluster.partition_map import PartitionMap, decode_map
+from cluster.placement import GATEWAY_CPUS
 from serve.auth import Keys
 from serve.fast_lane import install
 from serve.gateway import Gateway
@@ -27,7 +28,9 @@ APP_NAME = "onehop"
 NAMESPACE = "onehop"
 COORDINATOR = "onehop-coordinator"
 PRINCIPAL = "gateway"
-GATEWAY_CPUS = 0.5
+SURGE_PERCENT = 1
+"""Of the gateways, rounded up: so many new ones serve before as many old ones go, when the
+application is deployed anew. One is enough for that, and the most that there may be no room for."""
 ONGOING_MAX = 2048
 """Requests beside the fast lane, streams without it included, that one gateway takes at once."""
 HEALTH_S = 0.5
@@ -193,5 +196,6 @@ def app(config: Config) -> Application:
         ray_actor_options={"num_cpus": GATEWAY_CPUS, **roles},
         health_check_period_s=HEALTH_S,
         graceful_shutdown_timeout_s=5.0,
+        max_surge_percent=SURGE_PERCENT,
     ).bind(msgspec.json.encode(config))
     return application

@@ -32,6 +32,7 @@ from actors.quiet import starting_niceness
 from cluster.config import Config
 from cluster.errors import ConfigError, OnehopError, Unavailable
 from cluster.partition_map import decode_map
+from cluster.placement import GATEWAY_CPUS
 from serve.auth import PlainKeys, ensure_keys, ensure_secret
 from serve.haproxy_shim import write_shim
 from serve.ports import free_ports, free_row, taken
@@ -275,7 +276,8 @@ def _init_ray(config: Config, run_dir: Path, environment: dict[str, str]) -> Non
         ray.init(address=config.address, runtime_env=runtime_env, **common)
         return
     # Claims are for placement in a fleet; on one machine they must never keep us from starting.
-    wanted = max(config.gateways, config.gateways_max) * 0.5
+    # One gateway more, while they are replaced.
+    wanted = (max(config.gateways, config.gateways_max) + 1) * GATEWAY_CPUS
     ray.init(
         address="local",
         include_dashboard=False,

@@ -10,9 +10,9 @@ again and again, over two of Ray's nodes), `nodes` (one joins, and is drained an
 A row has what failed at the first attempt (`failed_first`: HTTP, no retries) and after the SDK's
 retries (`failed`), what the history checker found lost, doubled or otherwise `wrong`, and the p99
 from the begin of a change until what follows from it is over, over that before it (`p99_ratio`;
-`p99_ratio_change`: until the change itself is over). `decided_s` is the time from the start of an
-overload of the gateways to a second one being asked for. `pause_ms` is how long a handoff held
-requests.
+`p99_ratio_change`: until the change itself is over), and `longest_ms`, the longest call from the
+begin on. `decided_s` is the time from the start of an overload of the gateways to a second one
+being asked for. `pause_ms` is how long a handoff held requests.
 """
 
 from __future__ import annotations
@@ -117,6 +117,7 @@ async def gateway_rows(cluster: Cluster, seconds: float) -> list[Row]:
     return [
         await changed("overload, gateway up", *where, RATE / 2, seconds, busy),
         await changed("idle, gateway down", *where, RATE / 4, seconds, lambda: until(1)),
+        await changed("redeploy, 1 to 1", *where, RATE, seconds, lambda: deploy(fixed, 1)),
         await changed("redeploy, 1 to 2", *where, RATE, seconds, lambda: deploy(two, 2)),
         await changed("redeploy, 2 to 1", *where, RATE, seconds, lambda: deploy(fixed, 1)),
     ]

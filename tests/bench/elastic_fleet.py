@@ -155,6 +155,7 @@ def _together(kind: str, rows: list[Row]) -> Row:
             name: round(statistics.median(row[name] for row in rows), 2)
             for name in ("p99_ratio", "p99_ratio_change")
         },
+        "longest_ms": max(row["longest_ms"] for row in rows),
     }
 
 

@@ -57,8 +57,16 @@ class Seen:
         return reply
 
     def p99_ms(self, start_s: float, stop_s: float) -> float:
-        found = sorted(took for at, took in self.times if start_s <= at < stop_s)
+        found = self._between(start_s, stop_s)
         return percentile(found, 0.99) * 1000 if found else 0.0
+
+    def longest_ms(self, start_s: float, stop_s: float) -> float:
+        """A caller waits for its answer before it sends more: of a stop of everything, however
+        long, percentiles see no more than one call of each."""
+        return max(self._between(start_s, stop_s), default=0.0) * 1000
+
+    def _between(self, start_s: float, stop_s: float) -> list[float]:
+        return sorted(took for at, took in self.times if start_s <= at < stop_s)
 
 
 @asynccontextmanager
@@ -118,9 +126,15 @@ class Steady:
         }
 
     def p99_ms(self, start_s: float, stop_s: float) -> float:
+        return self._both().p99_ms(start_s, stop_s)
+
+    def longest_ms(self, start_s: float, stop_s: float) -> float:
+        return self._both().longest_ms(start_s, stop_s)
+
+    def _both(self) -> Seen:
         both = Seen()
         both.times = self.raw.times + self.sdk.times
-        return both.p99_ms(start_s, stop_s)
+        return both
 
 
 Change = Callable[[], Awaitable[Row]]
@@ -135,6 +149,7 @@ async def changed(
                `steady` tells when (perf_counter) there was that load and no change yet
     p99_ratio  p99 from its begin until what follows from it is over, over the p99 before;
                p99_ratio_change: until the change itself is over
+    longest_ms the longest call from the change's begin until what follows from it is over
     """
     async with Client(url, key) as client:
         await client.put_items([{"id": ITEM}])
@@ -164,6 +179,7 @@ async def changed(
         "p99_ms": round(steady, 1),
         "p99_ratio": round(after / steady, 2) if steady else 0.0,
         "p99_ratio_change": round(during / steady, 2) if steady else 0.0,
+        "longest_ms": round(load.longest_ms(changed_s, settled_s + AFTER_S)),
         **found,
     }
     print(row, flush=True)

@@ -261,6 +261,30 @@ def test_a_killed_gateway_or_haproxy_is_replaced_and_nobody_is_told_anything_fin
         time.sleep(0.05)
 
 
+def test_a_gateway_serves_until_the_one_that_replaces_it_does(cluster: Cluster):
+    from ray import serve as ray_serve
+
+    from serve.app import APP_NAME, app
+
+    def deploy() -> None:
+        other = msgspec.structs.replace(cluster.config, log_level="WARNING")
+        ray_serve.run(app(other), name=APP_NAME, route_prefix="/")
+
+    def serving() -> int:
+        deployment: Any = ray_serve.status().applications[APP_NAME].deployments["gateway"]
+        return int(deployment.replica_states.get("RUNNING", 0))
+
+    (old,) = named("ray::ServeReplica")
+    with ThreadPoolExecutor(1) as pool:
+        deployed = pool.submit(deploy)
+        while not deployed.done():
+            assert serving() >= 1
+            assert call(cluster, "GET", "/v1/nodes")[0] == 200
+        deployed.result()
+    assert not alive(old)
+    assert serving() == 1
+
+
 def test_health_and_metrics_are_plain(cluster: Cluster):
     assert call(cluster, "GET", "/health/live", key="") == (200, {"status": "live"})
     assert call(cluster, "GET", "/health/ready", key="") == (200, {"status": "ready"})
