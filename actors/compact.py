@@ -53,10 +53,13 @@ def compact(folder: Path, config: Config) -> Path | None:
 
 
 async def run_compaction(folder: Path, config: Config) -> None:
-    """The shard's side: start the process, wait for it, delete what is superfluous then.
+    """Let a process of its own write a snapshot, then delete what it covers. Raises OSError."""
+    await _run(folder, config)
+    await asyncio.to_thread(drop_superfluous, folder)
 
-    Raises OSError if there is no new snapshot.
-    """
+
+async def _run(folder: Path, config: Config) -> None:
+    """Start the process and wait for it. Raises OSError if there is no new snapshot."""
     process = await asyncio.to_thread(_start, folder, config)
     assert process.stdin is not None
     try:
@@ -66,7 +69,6 @@ async def run_compaction(folder: Path, config: Config) -> None:
         process.stdin.close()
     if code != 0:
         raise OSError(f"compaction ended with code {code}")
-    await asyncio.to_thread(drop_superfluous, folder)
 
 
 def _start(folder: Path, config: Config) -> subprocess.Popen[bytes]:
@@ -84,10 +86,13 @@ def _start(folder: Path, config: Config) -> subprocess.Popen[bytes]:
     return process
 
 
-async def tidy(state: ShardState, folder: Path, config: Config) -> None:
+async def tidy(state: ShardState, folder: Path, config: Config, files: asyncio.Lock) -> None:
     """One round: what is sealed becomes a snapshot, and the erased leave the files in time.
 
     For that a segment is sealed early, so that a snapshot takes its place. Raises OSError.
+
+    files  held by whoever reads them; not for as long as the process takes, which on a machine that
+           has no time may be minutes
     """
     journal, tombstones, now_s = state.journal, state.tombstones, int(state.now())
     assert journal is not None
@@ -102,7 +107,11 @@ async def tidy(state: ShardState, folder: Path, config: Config) -> None:
         await journal.sync()
     try:
         if len(segments(folder)) > 1:
-            await run_compaction(folder, config)
+            await _run(folder, config)
+            async with files:
+                # Who follows was told of files by name. The next round drops them.
+                if not state.followed:
+                    await asyncio.to_thread(drop_superfluous, folder)
     except OSError:
         tombstones.unpurged_s = purged_s or tombstones.unpurged_s
         raise

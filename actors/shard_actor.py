@@ -388,10 +388,8 @@ class ShardActor:
         while self.shard.journal is not None:
             await asyncio.sleep(COMPACT_S)
             try:
-                if self.owned is not None:
-                    # Not while the files are read for a backup.
-                    async with self.owned.replicator.files:
-                        await tidy(self.shard, folder, self.config)
+                if self.owned is not None and not self.shard.followed:
+                    await tidy(self.shard, folder, self.config, self.owned.replicator.files)
             except (OSError, Unavailable) as error:
                 LOG.error("shard %s: %s; the log grows", self.shard.shard_id, error)
                 await asyncio.sleep(COMPACT_RETRY_S)

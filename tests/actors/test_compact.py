@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from actors import recovery
-from actors.compact import LOCK, compact, run_compaction
+from actors.compact import LOCK, compact, run_compaction, tidy
 from actors.journal import Journal
 from actors.people import Caller
 from actors.recovery import lock_folder, recover
@@ -65,6 +65,30 @@ def test_the_process_writes_a_snapshot_and_the_shard_drops_what_it_covers(tmp_pa
     write_log(tmp_path)
     asyncio.run(run_compaction(tmp_path, CONFIG))
     assert (len(segments(tmp_path)), len(snapshots(tmp_path))) == (1, 1)
+    assert people_in(tmp_path) == 200
+
+
+def test_who_begins_to_follow_meanwhile_does_not_wait_and_keeps_its_files(tmp_path: Path) -> None:
+    write_log(tmp_path)
+    named = segments(tmp_path)
+
+    async def act() -> None:
+        shard, files = new_shard(), asyncio.Lock()
+        end = recover(shard, tmp_path)
+        shard.journal = Journal(tmp_path, end, unexpected, segment_bytes=1 << 12)
+        tidying = asyncio.create_task(tidy(shard, tmp_path, CONFIG, files))
+        while not snapshots(tmp_path):
+            assert not files.locked()
+            shard.followed = True
+            await asyncio.sleep(0.01)
+        await tidying
+        assert set(named) <= set(segments(tmp_path))
+        shard.followed = False
+        await tidy(shard, tmp_path, CONFIG, files)
+        assert len(segments(tmp_path)) == 1
+        shard.journal.close()
+
+    asyncio.run(act())
     assert people_in(tmp_path) == 200
 
 

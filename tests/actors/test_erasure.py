@@ -158,7 +158,7 @@ def test_every_byte_of_the_person_leaves_the_files_in_time(tmp_path: Path) -> No
         assert in_files()
         # Not yet: half the time is for gathering, so that one snapshot serves many erasures.
         clock.now_s += 49
-        await tidy(shard, tmp_path, CONFIG)
+        await tidy(shard, tmp_path, CONFIG, asyncio.Lock())
         assert in_files()
         shard.journal.close()
 
@@ -168,7 +168,7 @@ def test_every_byte_of_the_person_leaves_the_files_in_time(tmp_path: Path) -> No
         shard.journal = Journal(tmp_path, end, lambda error: pytest.fail(str(error)), 1 << 16)
         assert shard.tombstones.unpurged_s == NOW_S
         clock.now_s += 1
-        await tidy(shard, tmp_path, CONFIG)
+        await tidy(shard, tmp_path, CONFIG, asyncio.Lock())
         shard.journal.close()
 
     asyncio.run(first_life())

@@ -292,7 +292,8 @@ def test_every_byte_of_the_erased_leaves_the_backups_files_with_the_owners(
         assert [told(node) for node in nodes] == [True, True]
         # What makes files be written anew is the erasure's age.
         owner.shard.tombstones.unpurged_s -= CONFIG.erase_within_s
-        await tidy(owner.shard, owner.folder.path, owner.shard.config)
+        files = owner.owned.replicator.files
+        await tidy(owner.shard, owner.folder.path, owner.shard.config, files)
         await world.wait(owner, lambda: not any(map(told, nodes)))
         assert await owner.track("bob", "m2") == 200
         owner.stop()
