@@ -107,26 +107,31 @@ class Pace:
     cache and the way to memory for itself half of the time, whatever the priorities say.
 
     hurried  somebody waits: there are no rests
+    clock    what counts as work, in seconds: what this thread has of a core, so that on a machine
+             without time it does not rest for having waited; for a disk, all time
     """
 
-    def __init__(self, hurried: bool = False) -> None:
+    def __init__(
+        self, hurried: bool = False, clock: Callable[[], float] = time.thread_time
+    ) -> None:
         self.hurried = hurried
-        self._since_s = time.monotonic()
+        self._clock = clock
+        self._since_s = clock()
 
     def rest(self) -> None:
         """Called often; rests once there was work for WORK_S."""
         if self.hurried:
             return
-        worked_s = time.monotonic() - self._since_s
+        worked_s = self._clock() - self._since_s
         if worked_s > WORK_S:
             time.sleep(worked_s)
-            self._since_s = time.monotonic()
+            self._since_s = self._clock()
 
 
 def write_resting(file: BufferedWriter, data: memoryview, hurried: bool = False) -> None:
     """Write and flush piece by piece, with rests; if `hurried`, in larger pieces."""
     size = HURRIED_BYTES if hurried else PIECE_BYTES
-    pace = Pace(hurried)
+    pace = Pace(hurried, time.monotonic)
     for at in range(0, len(data), size):
         file.write(data[at : at + size])
         file.flush()

@@ -9,6 +9,7 @@ beside the one before and renamed once it is durable; so there is always a whole
 from __future__ import annotations
 
 import os
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from io import BufferedReader
 from pathlib import Path
@@ -185,7 +186,7 @@ def read_snapshot(path: Path, state: ShardState, hurried: bool = True) -> End:
             "rows": store.rows[: sizes["rows"] // 64],
             "words": store.words[: sizes["words"] // 4],
         }
-        _read_arrays(path, file.fileno(), meta.arrays, targets, Pace(hurried))
+        _read_arrays(path, file.fileno(), meta.arrays, targets, Pace(hurried, time.monotonic))
         for slot, limit in limits.items():
             store.heap[slot] = limit
     for name, kept in meta.tenants.items():

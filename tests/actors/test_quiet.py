@@ -36,12 +36,9 @@ def filled(path: Path, size: int) -> Path:
     return path
 
 
-def test_work_rests_as_long_as_it_took_unless_somebody_waits(
-    rests: list[float], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_work_rests_as_long_as_it_took_unless_somebody_waits(rests: list[float]) -> None:
     now_s = 0.0
-    monkeypatch.setattr("actors.quiet.time.monotonic", lambda: now_s)
-    pace, hurried = Pace(), Pace(hurried=True)
+    pace, hurried = Pace(clock=lambda: now_s), Pace(hurried=True)
     for worked_s in (WORK_S / 2, WORK_S, 4 * WORK_S):
         now_s += worked_s
         pace.rest()
