@@ -89,11 +89,14 @@ def _start(folder: Path, config: Config) -> subprocess.Popen[bytes]:
 async def tidy(state: ShardState, folder: Path, config: Config, files: asyncio.Lock) -> None:
     """One round: what is sealed becomes a snapshot, and the erased leave the files in time.
 
-    For that a segment is sealed early, so that a snapshot takes its place. Raises OSError.
+    For that a segment is sealed early, so that a snapshot takes its place. None while the log is
+    followed. Raises OSError.
 
     files  held by whoever reads them; not for as long as the process takes, which on a machine that
            has no time may be minutes
     """
+    if state.followed:
+        return
     journal, tombstones, now_s = state.journal, state.tombstones, int(state.now())
     assert journal is not None
     purged_s = 0
@@ -109,7 +112,7 @@ async def tidy(state: ShardState, folder: Path, config: Config, files: asyncio.L
         if len(segments(folder)) > 1:
             await _run(folder, config)
             async with files:
-                # Who follows was told of files by name. The next round drops them.
+                # Who follows by now was told of files by name. The next round drops them.
                 if not state.followed:
                     await asyncio.to_thread(drop_superfluous, folder)
     except OSError:

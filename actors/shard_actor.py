@@ -388,7 +388,7 @@ class ShardActor:
         while self.shard.journal is not None:
             await asyncio.sleep(COMPACT_S)
             try:
-                if self.owned is not None and not self.shard.followed:
+                if self.owned is not None:
                     await tidy(self.shard, folder, self.config, self.owned.replicator.files)
             except (OSError, Unavailable) as error:
                 LOG.error("shard %s: %s; the log grows", self.shard.shard_id, error)

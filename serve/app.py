@@ -29,8 +29,8 @@ NAMESPACE = "onehop"
 COORDINATOR = "onehop-coordinator"
 PRINCIPAL = "gateway"
 SURGE_PERCENT = 1
-"""Of the gateways, rounded up: so many new ones serve before as many old ones go, when the
-application is deployed anew. One is enough for that, and the most that there may be no room for."""
+"""So many gateways, rounded up, may be there beyond their number while the application is deployed
+anew: a new one serves before an old one goes. For more there may be no room."""
 ONGOING_MAX = 2048
 """Requests beside the fast lane, streams without it included, that one gateway takes at once."""
 HEALTH_S = 0.5

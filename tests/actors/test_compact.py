@@ -77,11 +77,13 @@ def test_who_begins_to_follow_meanwhile_does_not_wait_and_keeps_its_files(tmp_pa
         end = recover(shard, tmp_path)
         shard.journal = Journal(tmp_path, end, unexpected, segment_bytes=1 << 12)
         tidying = asyncio.create_task(tidy(shard, tmp_path, CONFIG, files))
+        await asyncio.sleep(0)
+        shard.followed = True
         while not snapshots(tmp_path):
             assert not files.locked()
-            shard.followed = True
             await asyncio.sleep(0.01)
         await tidying
+        await tidy(shard, tmp_path, CONFIG, files)
         assert set(named) <= set(segments(tmp_path))
         shard.followed = False
         await tidy(shard, tmp_path, CONFIG, files)

@@ -125,13 +125,8 @@ class Steady:
             "wrong": ",".join(sorted(found)),
         }
 
-    def p99_ms(self, start_s: float, stop_s: float) -> float:
-        return self._both().p99_ms(start_s, stop_s)
-
-    def longest_ms(self, start_s: float, stop_s: float) -> float:
-        return self._both().longest_ms(start_s, stop_s)
-
-    def _both(self) -> Seen:
+    def seen(self) -> Seen:
+        """The answers of both."""
         both = Seen()
         both.times = self.raw.times + self.sdk.times
         return both
@@ -168,8 +163,9 @@ async def changed(
     told = await asyncio.to_thread(load.stop)
     if "steady" in found:
         began_s, changed_s = found.pop("steady")
-    steady = load.p99_ms(began_s, changed_s)
-    during, after = (load.p99_ms(changed_s, settled_s + more_s) for more_s in (0.0, AFTER_S))
+    seen = load.seen()
+    steady = seen.p99_ms(began_s, changed_s)
+    during, after = (seen.p99_ms(changed_s, settled_s + more_s) for more_s in (0.0, AFTER_S))
     row: Row = {
         "arm": name,
         "connections": 2 * CALLERS,
@@ -179,7 +175,7 @@ async def changed(
         "p99_ms": round(steady, 1),
         "p99_ratio": round(after / steady, 2) if steady else 0.0,
         "p99_ratio_change": round(during / steady, 2) if steady else 0.0,
-        "longest_ms": round(load.longest_ms(changed_s, settled_s + AFTER_S)),
+        "longest_ms": round(seen.longest_ms(changed_s, settled_s + AFTER_S)),
         **found,
     }
     print(row, flush=True)
